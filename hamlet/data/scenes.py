@@ -1,0 +1,292 @@
+"""`scenes`, the embedded data set: rendered objects told apart by global shape and local detail together.
+
+A fine class is one of 12 shapes (the coarse class) bearing one of 10 surface details. Colour, pose, light,
+background, occlusion and clutter are drawn without knowledge of the class. Classes of query and gallery are
+never seen in training, as in Stanford Online Products (Song, Xiang, Jegelka, Savarese, "Deep Metric Learning
+via Lifted Structured Feature Embedding", CVPR 2016). Shapes and words: data/scenes/*.yaml; measured difficulty
+and limits: data/scenes/README.md. Why the pixels are the same everywhere: scenes_drawing.py.
+"""
+
+import functools
+import math
+import multiprocessing
+import os
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import yaml
+from tqdm import tqdm
+
+from hamlet.data.scenes_captions import COLOURS, WORDS, caption
+from hamlet.data.scenes_drawing import (
+    FINE,
+    SIZE,
+    Canvas,
+    detail_tone,
+    ellipse,
+    field,
+    inverse,
+    outlines,
+    placing,
+    project,
+    rotate,
+    turn,
+    uniform,
+)
+from hamlet.paths import ROOT
+
+SHAPES: dict[str, list[dict]] = yaml.safe_load((ROOT / "data/scenes/shapes.yaml").read_text(encoding="utf-8"))
+DETAILS = tuple(WORDS["details"])
+# images per class; the order gives each split its seeds and must not change
+SPLITS = {"train": 48, "validation": 20, "query": 10, "gallery": 35, "seen_query": 4, "seen_gallery": 8}
+_HOME = {"query": "test", "gallery": "test", "seen_query": "train", "seen_gallery": "train"}
+
+
+@dataclass(frozen=True)
+class ClassRecord:
+    """One fine class: its name, the coarse class that it belongs to, and the two factors that make it."""
+
+    name: str
+    coarse: str
+    shape: str
+    detail: str
+
+
+CLASSES = [ClassRecord(f"{shape}_{detail}", shape, shape, detail) for shape in SHAPES for detail in DETAILS]
+
+
+def class_names() -> list[str]:
+    """The 120 fine class names; a label indexes this list."""
+    return [record.name for record in CLASSES]
+
+
+def coarse_names() -> list[str]:
+    """The 12 coarse class names; a coarse label indexes this list."""
+    return list(SHAPES)
+
+
+def class_split(label: int) -> str:
+    """train, validation or test: turned from shape to shape, so that each meets all shapes and details."""
+    shape, detail = divmod(label, len(DETAILS))
+    place = (detail + 3 * shape) % len(DETAILS)
+    return "train" if place < 5 else "validation" if place < 7 else "test"
+
+
+def plan(limit: int | None = None) -> pd.DataFrame:
+    """One row per image: split, path, label, coarse_label, seed, caption.
+
+    ``limit`` keeps the first so many images (at least 1) of each class and split, unchanged.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}: expected None, or at least 1 image per class and split")
+    rows = []
+    for number, (split, full) in enumerate(SPLITS.items()):
+        for label, record in enumerate(CLASSES):
+            if class_split(label) != _HOME.get(split, split):
+                continue
+            for index in range(full if limit is None else min(limit, full)):
+                seed = (number * len(CLASSES) + label) * 1000 + index
+                path = f"scenes/{split}/{record.name}/{index:04d}.png"
+                words = caption(_scene(seed), record.shape, record.detail, _generator(seed, 2))
+                rows.append((split, path, label, label // len(DETAILS), seed, words))
+    return pd.DataFrame(rows, columns=["split", "path", "label", "coarse_label", "seed", "caption"])
+
+
+def _generator(seed: int, stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64([int(seed), stream]))
+
+
+def _pick(rng: np.random.Generator, items):
+    return items[int(rng.integers(len(items)))]
+
+
+def _colour(rng: np.random.Generator) -> tuple[str, np.ndarray]:
+    """A colour's name and its RGB in [0, 255], float64 (3,), from hue, saturation and value with a jitter."""
+    name = _pick(rng, list(COLOURS))
+    hue, saturation, value = COLOURS[name]
+    hue = hue + uniform(rng, -0.015, 0.015)
+    saturation = min(1.0, saturation * uniform(rng, 0.85, 1.1))
+    value = min(1.0, value * uniform(rng, 0.9, 1.05))
+    sixths = [((hue - math.floor(hue)) * 6 + k) % 6 for k in (0, 4, 2)]
+    purity = [max(0.0, min(1.0, abs(s - 3) - 1)) for s in sixths]
+    return name, np.array([255 * value * (1 - saturation * (1 - p)) for p in purity])
+
+
+def _contrast(first: tuple[str, np.ndarray], second: tuple[str, np.ndarray]) -> float:
+    red, green, blue = (second[1] - first[1]).tolist()
+    return abs(0.3 * red + 0.59 * green + 0.11 * blue)
+
+
+def _place(x: float, y: float) -> str:
+    if max(abs(x), abs(y)) < 4:
+        return "middle"
+    if abs(x) >= abs(y):
+        return "right" if x > 0 else "left"
+    return "bottom" if y > 0 else "top"
+
+
+@functools.lru_cache(maxsize=64)
+def _scene(seed: int) -> dict:
+    """All that the caption may name, and the pose. Depends on the seed alone, never on the class."""
+    rng = _generator(seed, 0)
+    body, trim, accent = _colour(rng), _colour(rng), _colour(rng)
+    candidates = [_colour(rng) for _ in range(40)]  # enough for a detail that can be seen
+    second = next((c for c in candidates if _contrast(body, c) > 90), None)
+    x, y = uniform(rng, -10, 10), uniform(rng, -10, 10)
+    return {
+        "body": body,
+        "second": second or max(candidates, key=lambda c: _contrast(body, c)),
+        "trim": trim,
+        "accent": accent,
+        "setting": _pick(rng, list(WORDS["settings"])),
+        "light": _pick(rng, list(WORDS["lights"])),
+        "cover": _pick(rng, ["none", "none", "bar", "blob"]),
+        "place": _place(x, y),
+        "centre": (SIZE + 2 * x, SIZE + 2 * y),
+        "scale": uniform(rng, 47, 60),
+        "aspect": uniform(rng, 0.85, 1.18),
+        "mirror": _pick(rng, [-1.0, 1.0]),
+        "angle": uniform(rng, -14, 14),
+        "shear": uniform(rng, -0.15, 0.15),
+        "tilt": (uniform(rng, -0.13, 0.13), uniform(rng, -0.13, 0.13)),
+        "period": uniform(rng, 11.5, 15.5),
+    }
+
+
+def _homography(scene: dict) -> np.ndarray:
+    """Object coordinates to fine pixels (3, 3): mirror and scale, shear, turn, then tilt and shift."""
+    (cos, sin), shear, (x, y), (p, q) = turn(scene["angle"]), scene["shear"], scene["centre"], scene["tilt"]
+    across, down = (
+        2 * scene["scale"] * scene["mirror"] * scene["aspect"],
+        2 * scene["scale"] / scene["aspect"],
+    )
+    return np.array(
+        [
+            [cos * across + x * p, cos * shear * down - sin * down + x * q, x],
+            [sin * across + y * p, sin * shear * down + cos * down + y * q, y],
+            [p, q, 1.0],
+        ]
+    )
+
+
+def _background(setting: str, rng: np.random.Generator) -> np.ndarray:
+    """uint16 (SIZE, SIZE, 3) in [0, 255]."""
+    y, x = np.mgrid[0:SIZE, 0:SIZE] / (SIZE - 1.0) - 0.5
+    degrees = uniform(rng, 0, 360)
+    cos, sin = turn(degrees)
+    # half-way to grey: the object stands out, and its own colour still tells nothing
+    first, second, third = (0.45 * _colour(rng)[1] + uniform(rng, 35, 120) for _ in range(3))
+    along = cos * x + sin * y
+    if setting == "landscape":
+        horizon = uniform(rng, -0.1, 0.3) + uniform(rng, -0.25, 0.25) * x + 0.06 * field(rng, 7)
+        sky = first + (second - first) * (0.5 * y + 0.25)[..., None]
+        pixels = np.where((y > horizon)[..., None], third * (0.7 + 0.5 * field(rng, 14))[..., None], sky)
+        return pixels.clip(0, 255).astype(np.uint16)
+    if setting == "gradient":
+        mix = along * 0.7 + 0.5
+    elif setting == "clouds":
+        mix = field(rng, 4) * 0.65 + field(rng, 11) * 0.35
+    elif setting == "panels":
+        along = along * uniform(rng, 4, 9) + 7
+        mix = 0.25 * (np.floor(along) % 2) + 0.5 * field(rng, 3) + 0.2 * (along - np.floor(along) < 0.1)
+    else:
+        papered = placing(degrees, SIZE / uniform(rng, 8, 18), (0.3, 0.6))
+        mix = detail_tone(_pick(rng, DETAILS), *papered(x, y)) * uniform(rng, 0.1, 0.3) + 0.5 * field(rng, 2)
+    return (first + (second - first) * mix[..., None]).clip(0, 255).astype(np.uint16)
+
+
+def _clutter(canvas: Canvas, rng: np.random.Generator, count: int, low: float, high: float) -> None:
+    """Discs, triangles, squares and such of radius low to high that bear details of their own."""
+    for _ in range(count):
+        radius, corners, phase = (
+            2 * uniform(rng, low, high),
+            _pick(rng, [3, 4, 5, 6, 24]),
+            uniform(rng, 0, 360),
+        )
+        turns = np.array([turn(phase + 360 * k / corners) for k in range(corners)])
+        points = turns * radius + np.array([uniform(rng, 0, FINE), uniform(rng, 0, FINE)])
+        place = placing(uniform(rng, 0, 360), 0.5 / uniform(rng, 8, 13), (0.2, 0.7))
+        canvas.paint_detail(points, [_colour(rng)[1], _colour(rng)[1]], _pick(rng, DETAILS), place)
+
+
+def _object(canvas: Canvas, scene: dict, record: ClassRecord, rng: np.random.Generator) -> None:
+    matrix, shift = _homography(scene), (uniform(rng, 0, 1), uniform(rng, 0, 1))
+    place = placing(uniform(rng, 0, 360), scene["scale"] / scene["period"], shift, inverse(matrix))
+    taper, bulge = uniform(rng, -0.14, 0.14), uniform(rng, -0.12, 0.12)
+    for part in SHAPES[record.shape]:
+        for points in outlines(part, rng):
+            x, y, shade = points[:, 0], points[:, 1], uniform(rng, 0.86, 1.0)
+            outline = np.stack(project(matrix, x * (1 + taper * y), y * (1 + bulge * x * x)), axis=1)
+            if part["role"] == "body":
+                colours = [scene["body"][1] * shade, scene["second"][1] * shade]
+                canvas.paint_detail(outline, colours, record.detail, place)
+            else:
+                canvas.paint(outline, scene[part["role"]][1] * shade)
+
+
+def _cover(canvas: Canvas, cover: str, rng: np.random.Generator) -> None:
+    """A bar right across the frame, or three overlapping discs, in front of everything."""
+    colour, centre = _colour(rng)[1] * 0.9, np.array([uniform(rng, 80, 176), uniform(rng, 80, 176)])
+    degrees, half = uniform(rng, 0, 360), uniform(rng, 4, 9)
+    if cover == "bar":
+        bar = np.array([[-400, -half], [400, -half], [400, half], [-400, half]])
+        canvas.paint(rotate(bar, (0, 0), degrees) + centre, colour)
+    elif cover == "blob":
+        for _ in range(3):
+            x, y = centre + np.array([uniform(rng, -22, 22), uniform(rng, -22, 22)])
+            canvas.paint(ellipse(x, y, uniform(rng, 10, 20), uniform(rng, 10, 20)), colour)
+
+
+def _lit(pixels: np.ndarray, light: str, rng: np.random.Generator) -> np.ndarray:
+    """Gain, a gradient across the frame, a colour cast, slight blur and noise; uint8 (SIZE, SIZE, 3)."""
+    y, x = np.mgrid[0:SIZE, 0:SIZE] / (SIZE - 1.0) - 0.5
+    (cos, sin), slope = turn(uniform(rng, 0, 360)), uniform(rng, 0, 0.7)
+    low, high = {"dim": (0.5, 0.7), "bright": (1.15, 1.35)}.get(light, (0.8, 1.05))
+    cast = {"warm": (1.12, 1.0, 0.78), "cool": (0.8, 0.98, 1.15)}.get(light, (1.0, 1.0, 1.0))
+    gain = uniform(rng, low, high) * (1 + slope * (cos * x + sin * y))
+    pixels = pixels * gain[..., None] * np.array(cast)
+    for axis in (0, 1) if rng.random() < 0.4 else ():
+        pixels = (np.roll(pixels, 1, axis) + 2 * pixels + np.roll(pixels, -1, axis)) / 4
+    noise = int(rng.integers(2, 11))
+    pixels = pixels + rng.integers(-noise, noise + 1, size=(SIZE, SIZE, 1))
+    return np.floor(pixels + 0.5).clip(0, 255).astype(np.uint8)
+
+
+def render(row_seed: int, label: int) -> np.ndarray:
+    """The image of one row of the plan: uint8 (SIZE, SIZE, 3), the same on every machine."""
+    if not 0 <= label < len(CLASSES):
+        raise ValueError(f"label={label}: expected 0 to {len(CLASSES) - 1}")
+    scene, rng, canvas = _scene(int(row_seed)), _generator(row_seed, 1), Canvas()
+    background = _background(scene["setting"], rng)
+    _clutter(canvas, rng, int(rng.integers(1, 5)), 5, 11)
+    _object(canvas, scene, CLASSES[label], rng)
+    _clutter(canvas, rng, int(rng.integers(0, 2)), 4, 8)
+    _cover(canvas, scene["cover"], rng)
+    return _lit(canvas.over(background), scene["light"], rng)
+
+
+def _render_row(row: tuple[int, int]) -> np.ndarray:
+    return render(*row)
+
+
+def render_all(rows: pd.DataFrame, workers: int | None = None, progress: bool = True) -> np.ndarray:
+    """Render the rows of a plan: uint8 (N, SIZE, SIZE, 3), whatever the number of processes.
+
+    ``workers`` defaults to the cores that this process may use; 1 renders here, without a pool.
+    """
+    tasks = list(zip(rows["seed"].tolist(), rows["label"].tolist(), strict=True))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    images = np.empty((len(tasks), SIZE, SIZE, 3), dtype=np.uint8)
+    bar = {"total": len(tasks), "desc": "rendering scenes", "unit": "image", "disable": not progress}
+    if (workers or cores) == 1 or len(tasks) < 64:
+        for index, task in enumerate(tqdm(tasks, **bar)):
+            images[index] = render(*task)
+        return images
+    # fork spares each worker the imports and needs no importable __main__; elsewhere it is unsafe
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    with context.Pool(workers or cores) as pool:
+        for index, image in enumerate(tqdm(pool.imap(_render_row, tasks, chunksize=16), **bar)):
+            images[index] = image
+    return images

@@ -1,0 +1,200 @@
+"""Descriptors of a data set's splits and the metrics of its protocols."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from hamlet.data import RetrievalDataset
+from hamlet.metrics import hierarchical_metrics, retrieval_metrics
+from hamlet.models import RetrievalModel
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+KS = (1, 5, 10)
+EQUAL_BYTES = (
+    512  # SPARSE's descriptor: 64 codes of an int32 index and a float32 value; a test holds them together
+)
+PER_QUERY = ("AP", "P@1", "P@5", "P@10", "R@1", "MRR", "MAP@R", "R-precision", "positives")
+
+
+def evaluation_transform(image_size: int) -> v2.Transform:
+    """uint8 (..., 3, H, W) -> float32 (..., 3, image_size, image_size), ImageNet-normalised; the whole image."""
+    return v2.Compose(
+        [
+            v2.Resize((image_size, image_size), antialias=True),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+
+
+@torch.inference_mode()
+def embed(
+    model: RetrievalModel,
+    images: np.ndarray,
+    image_size: int,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+    bf16: bool = False,
+    progress: bool = False,
+) -> np.ndarray:
+    """Descriptors of uint8 images (N, H, W, 3) -> float32 (N, D), L2-normalised, the model in evaluation mode."""
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+        raise ValueError(f"expected uint8 images (N, H, W, 3), got {images.dtype} {images.shape}")
+    training, transform, device = model.training, evaluation_transform(image_size), torch.device(device)
+    model.eval()
+    out = np.empty((len(images), model.embedding_dim), np.float32)
+    for start in tqdm(range(0, len(images), batch_size), desc="embed", disable=not progress, leave=False):
+        # a copy: the array may be a read-only memory map
+        batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device).permute(0, 3, 1, 2)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            features = model(transform(batch).contiguous(memory_format=torch.channels_last))
+        out[start : start + len(batch)] = features.float().cpu().numpy()
+    model.train(training)
+    return out
+
+
+@dataclass
+class Evaluation:
+    """What ``evaluate`` returns: metrics per protocol, one row per query, and the descriptors per split."""
+
+    metrics: dict[str, dict[str, float]]
+    per_query: pd.DataFrame
+    embeddings: dict[str, np.ndarray]
+
+
+def evaluate(
+    model: RetrievalModel,
+    dataset: RetrievalDataset,
+    image_size: int,
+    protocols: tuple[str, ...] | None = None,
+    **options,
+) -> Evaluation:
+    """Embed what the protocols need and rank it.
+
+    Args:
+        protocols: names from ``dataset.protocols``; all of them by default.
+        options: passed to ``embed`` (batch_size, device, bf16, progress).
+    """
+    wanted = tuple(dataset.protocols) if protocols is None else protocols
+    unknown = [p for p in wanted if p not in dataset.protocols]
+    if unknown:
+        raise ValueError(
+            f"{dataset.name} has no protocol {unknown[0]!r}; it has {', '.join(dataset.protocols)}"
+        )
+    embeddings: dict[str, np.ndarray] = {}
+    metrics: dict[str, dict[str, float]] = {}
+    frames = []
+    for name in wanted:
+        protocol = dataset.protocols[name]
+        for split in filter(None, (protocol.query, protocol.gallery)):
+            if split not in embeddings:
+                embeddings[split] = embed(model, dataset.splits[split].images, image_size, **options)
+        query, gallery = dataset.splits[protocol.query], protocol.gallery
+        result = retrieval_metrics(
+            embeddings[protocol.query],
+            query.labels,
+            embeddings[gallery] if gallery else None,
+            dataset.splits[gallery].labels if gallery else None,
+            ks=KS,
+        )
+        metrics[name] = _plain(result.mean)
+        frame = pd.DataFrame({k: result.per_query[k] for k in PER_QUERY})
+        frame.insert(0, "label", query.labels)
+        frame.insert(0, "path", query.paths)
+        frame.insert(0, "query", np.arange(len(query)))
+        frame.insert(0, "protocol", name)
+        frames.append(frame)
+    return Evaluation(metrics, pd.concat(frames, ignore_index=True), embeddings)
+
+
+def example_neighbours(
+    dataset: RetrievalDataset, embeddings: dict[str, np.ndarray], examples: int = 12, neighbours: int = 5
+) -> pd.DataFrame:
+    """Nearest images of queries spread evenly over the classes of the default protocol: the gallery figure's data.
+
+    The queries are the first of each chosen class, not picked by how well they do.
+    """
+    protocol = dataset.protocols["default"]
+    query = dataset.splits[protocol.query]
+    gallery_name = protocol.gallery or protocol.query
+    gallery = dataset.splits[gallery_name]
+    classes, first = np.unique(query.labels, return_index=True)
+    chosen = first[np.linspace(0, len(classes) - 1, min(examples, len(classes))).round().astype(int)]
+    scores = embeddings[protocol.query][chosen] @ embeddings[gallery_name].T
+    if protocol.gallery is None:
+        scores[np.arange(len(chosen)), chosen] = -np.inf
+    rows = []
+    for i, order in zip(chosen, np.argsort(-scores, axis=1, kind="stable")[:, :neighbours], strict=True):
+        for rank, j in enumerate(order, start=1):
+            rows.append(
+                {
+                    "query_path": query.paths[i],
+                    "query_label": int(query.labels[i]),
+                    "query_class": dataset.class_names[query.labels[i]],
+                    "rank": rank,
+                    "path": gallery.paths[j],
+                    "label": int(gallery.labels[j]),
+                    "class": dataset.class_names[gallery.labels[j]],
+                    "correct": bool(gallery.labels[j] == query.labels[i]),
+                    "score": float(scores[list(chosen).index(i), j]),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def equal_bytes(
+    embeddings: dict[str, np.ndarray], train: np.ndarray, bytes_per_image: int
+) -> dict[str, np.ndarray]:
+    """Dense descriptors brought to a byte budget: PCA fitted on training descriptors, stored as float16.
+
+    Args:
+        embeddings: split -> float32 (N, D). train: float32 (M, D). bytes_per_image: 2 bytes a dimension.
+
+    Returns:
+        split -> float32 (N, bytes_per_image // 2), rounded through float16 and L2-normalised again.
+    """
+    mean = train.mean(axis=0)
+    _, _, axes = np.linalg.svd(train - mean, full_matrices=False)
+    axes = axes[: bytes_per_image // 2]
+    out = {}
+    for split, x in embeddings.items():
+        z = ((x - mean) @ axes.T).astype(np.float16).astype(np.float32)
+        out[split] = z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+    return out
+
+
+def extra_metrics(
+    model: RetrievalModel, dataset: RetrievalDataset, evaluation: Evaluation, image_size: int, **options
+) -> dict[str, dict[str, float]]:
+    """What stands beside the headline, on the default protocol.
+
+    Returns:
+        "hierarchical": average precision graded by fine and coarse class (``hierarchical_metrics``);
+        "equal_bytes": the metrics with every descriptor stored in SPARSE's bytes (SPARSE: as it is).
+    """
+    protocol = dataset.protocols["default"]
+    names = [name for name in (protocol.query, protocol.gallery) if name]
+    splits, rows = [dataset.splits[n] for n in names], [evaluation.embeddings[n] for n in names]
+    sides = ([s.labels for s in splits], [s.coarse_labels for s in splits])
+    gallery = {} if len(names) == 1 else {"gallery": rows[1]}
+    tree = gallery and gallery | {"gallery_fine": sides[0][1], "gallery_coarse": sides[1][1]}
+    graded = hierarchical_metrics(rows[0], sides[0][0], sides[1][0], **tree)
+    if model.method == "sparse":
+        return {"hierarchical": _plain(graded.mean), "equal_bytes": evaluation.metrics["default"]}
+    train = dataset.train.images
+    chosen = np.linspace(0, len(train) - 1, min(640, len(train))).round().astype(int)
+    fitted = embed(model, np.stack([train[i] for i in chosen]), image_size, **options)
+    small = equal_bytes(dict(zip(names, rows, strict=True)), fitted, EQUAL_BYTES)
+    labels = {"gallery_labels": sides[0][1]} if gallery else {}
+    gallery = {"gallery": small[names[1]]} if gallery else {}
+    cut = retrieval_metrics(small[names[0]], sides[0][0], **gallery, **labels, ks=KS)
+    return {"hierarchical": _plain(graded.mean), "equal_bytes": _plain(cut.mean)}
+
+
+def _plain(mean: dict) -> dict[str, float]:
+    """NumPy scalars as Python's, for JSON."""
+    return {k: float(v) if isinstance(v, float) else int(v) for k, v in mean.items()}

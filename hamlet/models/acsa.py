@@ -1,0 +1,246 @@
+"""Adaptive cross-scale attention (ACSA): levels exchange tokens through a gate, empty cells are not computed.
+
+A re-implementation anchored on published mechanisms, not "the authors' method": one softmax over the tokens
+of all levels is Deformable DETR's (Zhu et al., ICLR 2021), exchange between scales is CrossViT's (Chen, Fan,
+Panda, ICCV 2021), per-image token keeping is DynamicViT's (Rao et al., NeurIPS 2021).
+
+Tokens are (L, B, n, d): L levels, B images, n cells of one grid that all levels share, d channels. Every
+level has weights of its own, stacked so that the levels run as one batched product. The levels decide
+together which cells are kept: then all hold equally many tokens and the product of one image has no padding.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass
+class Kept:
+    """Which cells of a (rows, columns) grid the tokens stand for.
+
+    mask: (B, n), 1 for a kept cell and 0 for a dropped one or for padding; None: every cell is kept.
+    index: (B, n) int64, each token's cell, rows * columns for padding; None: token k is cell k.
+    """
+
+    grid: tuple[int, int]
+    mask: Tensor | None = None
+    index: Tensor | None = None
+
+    def gather(self, tokens: Tensor) -> Tensor:
+        """Cells (B, rows * columns, c) -> the kept ones (B, n, c); padding repeats the last cell."""
+        if self.index is None:
+            return tokens
+        index = self.index.clamp(max=tokens.shape[1] - 1)
+        return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))
+
+    def scatter(self, tokens: Tensor) -> Tensor:
+        """Kept cells (B, n, c) -> the grid (B, c, rows, columns), channels last, zero in dropped cells."""
+        rows, columns = self.grid
+        if self.mask is not None:
+            tokens = tokens * self.mask[..., None].to(tokens.dtype)
+        if self.index is not None:
+            b, _, c = tokens.shape
+            padding = 0 if self.mask is None else 1  # one more row takes the padding
+            cells = tokens.new_zeros(b, rows * columns + padding, c)
+            cells.scatter_(1, self.index[..., None].expand_as(tokens), tokens)
+            tokens = cells[:, : rows * columns]
+        return tokens.unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
+
+    def mean(self, tokens: Tensor) -> Tensor:
+        """Mean of (L, B, n, c) over kept cells -> (L, B, c)."""
+        if self.mask is None:
+            return tokens.mean(2)
+        mask = self.mask[None, :, :, None]
+        return (tokens * mask).sum(2) / mask.sum(2)
+
+
+class LevelLinear(nn.Module):
+    """A linear layer per level in one batched product: (L, B, n, inputs) -> (L, B, n, outputs)."""
+
+    def __init__(self, levels: int, inputs: int, outputs: int, gain: float = 1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(levels, inputs, outputs) * gain * inputs**-0.5)
+        self.bias = nn.Parameter(torch.zeros(levels, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.baddbmm(self.bias[:, None].to(x.dtype), x.flatten(1, 2), self.weight)
+        return y.unflatten(1, x.shape[1:3])
+
+
+class CrossScaleAttention(nn.Module):
+    """Each level's queries attend over the kept tokens of all levels, weighted by the image's own gate.
+
+    ``logits = q k / sqrt(d_h) + log g[level of q, level of k]``, ``g_i = softmax(W_i mean(x_i))`` over levels.
+    exchange=False cuts the levels apart: each sees its own tokens, and a gate would have nothing to weigh.
+    """
+
+    def __init__(self, levels: int, width: int, heads: int, exchange: bool = True, gate: bool = True):
+        super().__init__()
+        self.heads = heads
+        self.exchange = exchange
+        self.qkv = LevelLinear(levels, width, 3 * width)
+        self.out = LevelLinear(levels, width, width)
+        self.gate = LevelLinear(levels, width, levels, gain=0.5) if gate and exchange else None
+
+    def forward(self, x: Tensor, kept: Kept) -> tuple[Tensor, Tensor | None]:
+        """x (L, B, n, d) -> the update (L, B, n, d) and the gate (B, L, L), whose rows sum to one."""
+        levels, b, n, d = x.shape
+        qkv = self.qkv(x).reshape(levels, b, n, 3, self.heads, d // self.heads)
+        q, k, v = qkv.permute(3, 1, 4, 0, 2, 5).flatten(3, 4).unbind(0)  # (B, heads, L * n, d_h)
+        gate = None
+        logits = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).float()
+        if self.gate is not None:
+            log_gate = self.gate(kept.mean(x)[:, :, None]).float().log_softmax(-1)[:, :, 0].transpose(0, 1)
+            gate = log_gate.exp()
+            logits = logits.unflatten(3, (levels, n)).unflatten(2, (levels, n))
+            logits = (logits + log_gate[:, None, :, None, :, None]).flatten(4, 5).flatten(2, 3)
+        if not self.exchange:
+            level = torch.arange(levels, device=x.device).repeat_interleave(n)
+            logits = logits.masked_fill(level[:, None] != level, -math.inf)
+        attention = _masked_softmax(logits, kept.mask, levels).to(v.dtype)
+        mixed = (attention @ v).unflatten(2, (levels, n)).permute(2, 0, 3, 1, 4).flatten(3)
+        return self.out(mixed), gate
+
+
+def _masked_softmax(logits: Tensor, mask: Tensor | None, levels: int) -> Tensor:
+    """Softmax of (B, heads, L * n, L * n) over the kept keys; mask (B, n) holds for every level."""
+    if mask is None:
+        return logits.softmax(-1)
+    mask = mask.repeat(1, levels)[:, None, None]
+    if mask.requires_grad:  # DynamicViT: a product, so that the mask learns which dropped tokens were missed
+        weights = logits.softmax(-1) * mask
+        return weights / weights.sum(-1, keepdim=True).clamp(min=1e-6)
+    return logits.masked_fill(mask == 0, -math.inf).softmax(-1)
+
+
+class ConvFeedForward(nn.Module):
+    """Linear, depthwise 3x3 on each level's grid, GELU, Linear: (L, B, n, d) -> (L, B, n, d).
+
+    Both products run on kept tokens alone. The 3x3 needs neighbours: kept tokens are put back on the grid,
+    dropped cells are zeros there, and kept cells are read off. It is about 2% of the layer's arithmetic.
+    """
+
+    def __init__(self, levels: int, width: int, hidden: int):
+        super().__init__()
+        self.expand = LevelLinear(levels, width, hidden)
+        self.mix = nn.Conv2d(levels * hidden, levels * hidden, 3, padding=1, groups=levels * hidden)
+        self.contract = LevelLinear(levels, hidden, width)
+        with torch.no_grad():  # starts near the identity: a random 3x3 would blur the tokens
+            self.mix.weight.mul_(0.1)[:, :, 1, 1] += 1.0
+            self.mix.bias.zero_()
+
+    def forward(self, x: Tensor, kept: Kept) -> Tensor:
+        if self.training and x.device.type == "cpu" and kept.index is None:
+            return self._by_products(x, kept)
+        h = self.expand(x)
+        levels = h.shape[0]
+        grid = self.mix(kept.scatter(h.permute(1, 2, 0, 3).flatten(2)))
+        h = kept.gather(grid.permute(0, 2, 3, 1).flatten(1, 2))
+        return self.contract(F.gelu(h.unflatten(2, (levels, -1)).permute(2, 0, 1, 3)))
+
+    def _by_products(self, x: Tensor, kept: Kept) -> Tensor:
+        """The same values by batched products alone, channels first, without a copy between them.
+
+        For thousands of channels on a few cells a CPU's depthwise backward takes two thirds of a training step.
+        """
+        levels, b, n, _ = x.shape
+        expand, contract = self.expand, self.contract
+        h = torch.baddbmm(
+            expand.bias[..., None].to(x.dtype), expand.weight.transpose(1, 2), x.flatten(1, 2).transpose(1, 2)
+        ).view(-1, b, n)
+        if kept.mask is not None:
+            h = h * kept.mask.to(h.dtype)
+        h = h @ grid_matrix(self.mix.weight, kept.grid) + self.mix.bias[:, None, None].to(h.dtype)
+        return contract(F.gelu(h).view(levels, -1, b * n).transpose(1, 2).unflatten(1, (b, n)))
+
+
+def grid_matrix(weight: Tensor, grid: tuple[int, int]) -> Tensor:
+    """3x3 depthwise weights (C, 1, 3, 3) -> the matrix of each on a zero-padded grid, (C, cells in, cells out)."""
+    place = [torch.arange(side, device=weight.device) for side in grid]
+    row, column = (axis.flatten() for axis in torch.meshgrid(*place, indexing="ij"))
+    down, right = row[:, None] - row + 1, column[:, None] - column + 1  # input cell against output cell
+    inside = (down >= 0) & (down <= 2) & (right >= 0) & (right <= 2)
+    taps = F.one_hot((down * 3 + right).clamp(0, 8), 9) * inside[..., None]
+    return (weight.flatten(1) @ taps.flatten(0, 1).T.to(weight.dtype)).unflatten(1, inside.shape)
+
+
+class Block(nn.Module):
+    """Pre-norm ACSA block: gated exchange between levels, then the convolutional feed-forward."""
+
+    def __init__(self, levels: int, width: int, heads: int, hidden: int, scale: float, **options):
+        super().__init__()
+        self.attention = CrossScaleAttention(levels, width, heads, **options)
+        self.feed_forward = ConvFeedForward(levels, width, hidden)
+        self.scale = nn.Parameter(torch.full((2, levels, width), float(scale)))  # LayerScale
+
+    def forward(self, x: Tensor, kept: Kept) -> tuple[Tensor, Tensor | None]:
+        # no affine part in the norms: it would be absorbed by the linear layer that follows
+        update, gate = self.attention(F.layer_norm(x, x.shape[-1:]), kept)
+        scale = self.scale[:, :, None, None]
+        x = x + scale[0] * update
+        return x + scale[1] * self.feed_forward(F.layer_norm(x, x.shape[-1:]), kept), gate
+
+
+class TokenKeeper(nn.Module):
+    """Scores the grid's cells from all levels' tokens and keeps those above zero, at least one per image.
+
+    A cell's logit is a linear function of how far its token departs from the image's mean token on each level
+    (relative to the image's mean departure, in logarithm) plus a small network on the tokens. A flat area
+    departs little, so that it scores low before any training; the weights are learned. Training draws a
+    straight-through binary Gumbel-softmax mask (Jang, Gu, Poole, ICLR 2017) from torch's global generator;
+    evaluation draws nothing. Tokens are detached: the keeper's noise does not reach the backbone.
+    """
+
+    def __init__(self, levels: int, width: int, temperature: float = 1.0, gain: float = 8.0):
+        super().__init__()
+        self.temperature = temperature
+        self.gain = (
+            gain  # lets logits outgrow the noise, and reach the ratio, within a few hundred Adam steps
+        )
+        self.evidence = nn.Linear(2 * levels, 1)
+        self.hidden = LevelLinear(levels, width, width // 4)
+        self.score = LevelLinear(levels, width // 4, 1, gain=0.1)
+        with torch.no_grad():
+            self.evidence.weight.copy_(torch.tensor([1.5 / levels] * levels + [0.0] * levels))
+            self.evidence.bias.fill_(0.45)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Normalised tokens (L, B, cells, d) -> (B, cells), in float32."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            tokens = tokens.detach().float()
+            departure = (tokens - tokens.mean(2, keepdim=True)).square().mean(-1)
+            typical = departure.mean(-1, keepdim=True)
+            relative = ((departure + 1e-6) / (typical + 1e-3)).log()
+            level = (typical + 1e-3).log().expand_as(relative)
+            evidence = self.evidence(torch.cat([relative, level]).permute(1, 2, 0)).squeeze(-1)
+            content = self.score(F.gelu(self.hidden(tokens))).squeeze(-1).sum(0)
+            return self.gain * (evidence + content)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Normalised tokens (L, B, cells, d) -> mask (B, cells) of zeros and ones, with gradients in training."""
+        logits = self.logits(tokens)
+        best = F.one_hot(logits.argmax(-1), logits.shape[-1]).bool()
+        if not self.training:
+            return ((logits > 0) | best).float()
+        u = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
+        soft = ((logits + u.log() - (1 - u).log()) / self.temperature).sigmoid()
+        return ((soft > 0.5) | best).float() + soft - soft.detach()
+
+
+def compact(tokens: Tensor, grid: tuple[int, int], mask: Tensor) -> tuple[Tensor, Kept]:
+    """Leave dropped cells out: tokens (L, B, cells, d), mask (B, cells) -> kept (L, B, n, d) and their cells.
+
+    n is the largest count in the batch; images with fewer are padded, and the padding is masked.
+    """
+    counts = mask.sum(1).long()
+    n = int(counts.max())
+    if n * len(mask) == int(counts.sum()) == mask.numel():
+        return tokens, Kept(grid)  # every cell of every image
+    order = mask.argsort(dim=1, descending=True, stable=True)[:, :n]
+    valid = torch.arange(n, device=mask.device) < counts[:, None]
+    index = order.masked_fill(~valid, tokens.shape[2])
+    kept = tokens.gather(2, order[None, :, :, None].expand(len(tokens), -1, -1, tokens.shape[3]))
+    return kept, Kept(grid, None if bool(valid.all()) else valid.float(), index)

@@ -1,0 +1,196 @@
+"""HAMLET: tokens of four backbone stages, refined by adaptive cross-scale attention, in one descriptor.
+
+A search found no publication of this name. This is a re-implementation anchored on CrossViT (Chen, Fan,
+Panda, ICCV 2021), Deformable DETR (Zhu et al., ICLR 2021), DELG (Cao, Araujo, Sim, ECCV 2020) and DOLG
+(Yang et al., ICCV 2021: local attention beside the global descriptor), DynamicViT (Rao et al., NeurIPS 2021),
+and for training with text Roth, Vinyals, Akata (CVPR 2022) and RKD (Park et al., CVPR 2019); not "the
+authors' method". Widths are chosen to meet the report's parameter counts.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hamlet.models.acsa import Block, Kept, LevelLinear, TokenKeeper, compact
+from hamlet.models.backbone import GeM, RetrievalModel, descriptor_head
+
+LEVELS = 4
+NOT_OPTIONS = ("self", "backbone", "pretrained", "__class__")
+SUBCELLS = (4, 4, 2, 1)  # sub-cells per side of a token's cell in C2..C5
+
+
+class HAMLET(RetrievalModel):
+    """Hierarchical adaptive embedding transformer; text supervises training alone.
+
+    Args:
+        backbone: timm name; pretrained: load timm's weights.
+        width: channels of a token; depth: number of ACSA blocks; heads: attention heads, a divisor of width.
+        expansion: hidden channels of the feed-forward, in multiples of width.
+        grid: largest number of token rows and columns; smaller images have C4's own grid. (C5's, at 64 px four
+            cells in place of sixteen, reached little more than half the mAP on scenes' validation classes.)
+        head_width: hidden width of the two-layer perceptron that makes the descriptor. Feed-forwards of 9.5 widths
+            would use up the same parameters at twice the arithmetic per token.
+        keep_ratio: share of cells kept on average over a training batch; 1.0 drops nothing, without a predictor.
+        ratio_weight: weight of the ratio loss ``(mean mask - keep_ratio)^2`` over the whole batch.
+        exchange: False cuts the attention between levels; gate: False leaves all levels equally weighted.
+        layer_scale: initial scale of each block's updates.
+        embedding_dim, text_dim: sizes of the descriptor and of the text teacher's space.
+
+    ``static_tokens`` (attribute, also in force under torch.export) masks dropped tokens in place of leaving
+    them out: the same descriptor at the full cost, for tools that need fixed shapes.
+    """
+
+    method = "hamlet"
+
+    def __init__(
+        self,
+        backbone: str = "resnet18",
+        pretrained: bool = False,
+        width: int = 256,
+        depth: int = 2,
+        heads: int = 8,
+        expansion: float = 4.0,
+        grid: int = 6,
+        keep_ratio: float = 0.7,
+        ratio_weight: float = 10.0,
+        exchange: bool = True,
+        gate: bool = True,
+        layer_scale: float = 0.1,
+        head_width: int = 3700,
+        embedding_dim: int = 512,
+        text_dim: int = 384,
+    ):
+        arguments = locals()
+        options = {k: v for k, v in arguments.items() if k not in NOT_OPTIONS}
+        if width % heads or not 0 < keep_ratio <= 1:
+            raise ValueError(
+                f"width={width} must be a multiple of heads={heads} and keep_ratio={keep_ratio} lie in (0, 1]"
+            )
+        super().__init__(backbone, pretrained, **options)
+        self.embedding_dim = embedding_dim
+        self.static_tokens = False
+        channels = self.backbone.channels
+        # one average over a cell of C2..C4 would lose its layout, so that the lateral sees its sub-cells
+        sides = zip(channels, SUBCELLS, strict=True)
+        self.laterals = nn.ModuleList(nn.Linear(c * s * s, width) for c, s in sides)
+        self.position = nn.Linear(16, width)
+        self.level = nn.Parameter(torch.randn(LEVELS, width) * 0.02)
+        self.keeper = TokenKeeper(LEVELS, width) if keep_ratio < 1 else None
+        self.blocks = nn.ModuleList(
+            Block(LEVELS, width, heads, round(expansion * width), layer_scale, exchange=exchange, gate=gate)
+            for _ in range(depth)
+        )
+        self.to_c5 = nn.Linear(width, channels[-1])
+        self.pool = GeM()
+        self.local = LevelLinear(LEVELS - 1, width, 1)
+        self.head = nn.Sequential(
+            nn.Linear(channels[-1] + (LEVELS - 1) * width, head_width),
+            nn.GELU(),
+            descriptor_head(head_width, embedding_dim),
+        )
+        self.text_projection = nn.Linear(embedding_dim, text_dim)
+        with torch.no_grad():  # starts close to plain GeM pooling of C5, yet with gradients for every block
+            self.to_c5.weight.mul_(0.1)
+            self.to_c5.bias.zero_()
+
+    def embed(self, maps: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        descriptor, losses, _, _ = self._embed(maps)
+        return descriptor, losses
+
+    @torch.no_grad()
+    def inspect(self, images: Tensor) -> dict[str, Tensor]:
+        """What the images made the model do, in evaluation mode.
+
+        Images (B, 3, H, W) -> ``gates`` (B, depth, 4, 4): weight that a level's queries (row) give to each
+        level (column), rows sum to one, absent without gate; ``keep`` (B, rows, columns) bool: computed cells.
+        """
+        training = self.training
+        self.eval()
+        try:
+            _, _, gates, keep = self._embed(self.backbone(images))
+        finally:
+            self.train(training)
+        return {"keep": keep} | ({} if gates[0] is None else {"gates": torch.stack(gates, 1)})
+
+    def _embed(self, maps: list[Tensor]) -> tuple[Tensor, dict[str, Tensor], list[Tensor | None], Tensor]:
+        grid = tuple(min(self.options["grid"], side) for side in maps[-2].shape[2:])
+        tokens = self._tokens(maps, grid)
+        place = self.level[:, None, None] + self.position(position_code(grid, tokens))
+        losses, kept = {}, Kept(grid)
+        keep = tokens.new_ones(tokens.shape[1:3])
+        x = tokens + place
+        if self.keeper is not None:
+            keep = self.keeper(tokens)
+            losses["ratio"] = (
+                self.options["ratio_weight"] * (keep.mean() - self.options["keep_ratio"]).square()
+            )
+            if self.training or self.static_tokens or torch.compiler.is_exporting():
+                kept = Kept(grid, keep)
+            else:
+                x, kept = compact(x, grid, keep)
+        gates = []
+        for block in self.blocks:
+            x, gate = block(x, kept)
+            gates.append(gate)
+        x = F.layer_norm(x, x.shape[-1:])
+        update = kept.scatter(self.to_c5(x[-1]))
+        features = torch.cat(
+            [self.pool(maps[-1] + enlarge(update, maps[-1].shape[2:])), self._local(x, kept)], 1
+        )
+        return self.head(features), losses, gates, keep.detach().bool().unflatten(1, grid)
+
+    def _tokens(self, maps: list[Tensor], grid: tuple[int, int]) -> Tensor:
+        """Maps C2..C5 -> normalised tokens (4, B, cells, width)."""
+        rows, columns = grid
+        tokens = []
+        for lateral, x, s in zip(self.laterals, maps, SUBCELLS, strict=True):
+            x = shrink(x, (rows * s, columns * s)).unflatten(3, (columns, s)).unflatten(2, (rows, s))
+            tokens.append(lateral(x.permute(0, 2, 4, 1, 3, 5).flatten(3)).flatten(1, 2))
+        tokens = torch.stack(tokens)
+        return F.layer_norm(tokens, tokens.shape[-1:])
+
+    def _local(self, x: Tensor, kept: Kept) -> Tensor:
+        """DELG-style attention pooling of C2..C4's tokens -> (B, 3 * width), in float32.
+
+        METHODS.md names C3 and C4; C2 is pooled too, as its last block would else have no effect.
+        """
+        x = x[:-1]
+        weights = F.softplus(self.local(x).float())
+        if kept.mask is not None:
+            weights = weights * kept.mask[None, :, :, None]
+        pooled = (weights * x).sum(2) / weights.sum(2).clamp(min=1e-6)
+        return pooled.transpose(0, 1).flatten(1)
+
+
+def position_code(grid: tuple[int, int], like: Tensor) -> Tensor:
+    """Sines and cosines of cell centres in (-1, 1), four octaves per axis: (cells, 16), for any grid."""
+    axes = [(torch.arange(n, device=like.device, dtype=torch.float32) * 2 + 1) / n - 1 for n in grid]
+    centres = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 1)
+    angles = (centres[:, :, None] * (math.pi / 2) * 2.0 ** torch.arange(4, device=like.device)).flatten(1)
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+def _cells(size: int, grid: int, like: Tensor) -> Tensor:
+    """Rows average the pixels of one cell, as adaptive average pooling does: (grid, size)."""
+    i = torch.arange(grid, device=like.device)[:, None]
+    pixel = torch.arange(size, device=like.device)
+    covered = (pixel >= i * size // grid) & (pixel < -(-(i + 1) * size // grid))
+    return (covered / covered.sum(1, keepdim=True)).to(like.dtype)
+
+
+def shrink(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Adaptive average pooling (B, C, H, W) -> (B, C, *grid) as products: deterministic on every device."""
+    if tuple(x.shape[2:]) == grid:
+        return x
+    rows, columns = (_cells(n, g, x) for n, g in zip(x.shape[2:], grid, strict=True))
+    return rows @ (x @ columns.T)
+
+
+def enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Back from cells to pixels: a pixel averages the cells that cover it, (B, C, h, w) -> (B, C, *size)."""
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    rows, columns = ((_cells(n, g, x) > 0).to(x.dtype) for n, g in zip(size, x.shape[2:], strict=True))
+    return (rows / rows.sum(0)).T @ (x @ (columns / columns.sum(0)))

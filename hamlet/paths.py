@@ -1,0 +1,42 @@
+"""Where things lie: one module, anchored on the package, so that no caller's working directory matters.
+
+``HAMLET_OUTPUT`` moves results/, tables/ and figures/ (tests use it); ``HAMLET_CACHE`` moves decoded
+images and caption embeddings; ``HAMLET_DATA`` names the folder that holds data sets.
+"""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+WORKFLOW = ROOT / "workflow"
+PAPER = ROOT / "data" / "paper"
+LOCK = ROOT / "requirements.lock"
+
+
+def output_root() -> Path:
+    """Folder that holds results/, tables/ and figures/."""
+    return Path(os.environ.get("HAMLET_OUTPUT") or ROOT).resolve()
+
+
+def results_dir(profile: str, dataset: str) -> Path:
+    return output_root() / "results" / profile / dataset
+
+
+def tables_dir(profile: str, dataset: str) -> Path:
+    return output_root() / "tables" / profile / dataset
+
+
+def figures_dir(profile: str, dataset: str) -> Path:
+    return output_root() / "figures" / profile / dataset
+
+
+def cache_dir() -> Path:
+    """Folder of everything that can be computed again; never committed."""
+    return Path(os.environ.get("HAMLET_CACHE") or ROOT / "data" / "cache").resolve()
+
+
+def data_roots(root: str | Path | None = None) -> list[Path]:
+    """Folders searched for a data set, in order: the argument, HAMLET_DATA, data/, ../shared/data."""
+    named = [root, os.environ.get("HAMLET_DATA"), ROOT / "data", ROOT.parent / "shared" / "data"]
+    return [Path(p).expanduser().resolve() for p in named if p]

@@ -1,0 +1,213 @@
+"""The verdict rule by hand-made cases, and the claims table on a synthetic results folder with a known answer."""
+
+import hashlib
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hamlet import claims, paths
+from hamlet.paper import Paper
+from hamlet.statistics import Interval
+
+QUERIES, CLASSES = 200, 20
+# true levels in the report's order: HAMLET first, SPARSE second, and SpCa last; the control beats HAMLET_MobileNetV3
+LEVELS = {
+    "hamlet_resnet18": 0.70,
+    "hamlet_mobilenetv3": 0.60,
+    "sparse_resnet18": 0.66,
+    "sparse_mobilenetv3": 0.52,
+    "mace_resnet18": 0.56,
+    "spca_resnet18": 0.45,
+    "dscf_resnet18": 0.54,
+    "gem_resnet18": 0.50,
+    "gem_mobilenetv3": 0.64,
+    "mlp_resnet18": 0.50,
+    "mlp_mobilenetv3": 0.50,
+    "hamlet_resnet18-no_text": 0.70,
+}
+
+
+def write_run(root, run, level, seed, *, queries=QUERIES):
+    g = np.random.default_rng([seed, *run.encode()])
+    labels = np.arange(queries) % CLASSES
+    difficulty = np.random.default_rng(7).normal(0, 0.1, queries)
+    ap = np.clip(level + difficulty + g.normal(0, 0.03, queries), 0.01, 1)
+    frame = pd.DataFrame({"protocol": "default", "query": np.arange(queries), "label": labels, "AP": ap})
+    frame["path"] = [f"q{i}.png" for i in range(queries)]
+    for column in ("P@1", "P@5", "P@10"):
+        frame[column] = np.clip(ap + g.normal(0, 0.01, queries), 0.01, 1)
+    other = frame.assign(protocol="seen", AP=0.0)
+    folder = root / run / f"seed{seed}"
+    folder.mkdir(parents=True)
+    # the rows' order in the file is not to matter
+    pd.concat([other, frame]).sample(frac=1, random_state=seed).to_parquet(folder / "per_query.parquet")
+    digest = hashlib.sha256((folder / "per_query.parquet").read_bytes()).hexdigest()
+    (folder / "result.json").write_text(json.dumps({"schema": 1, "files": {"per_query.parquet": digest}}))
+    return ap
+
+
+def write_efficiency(root):
+    models = {}
+    for run in LEVELS:
+        small = "mobilenet" in run
+        latency = (
+            (11.7 if small else 18.0) - (1.5 if "sparse" in run else 0) - (1 if "hamlet" not in run else 0)
+        )
+        models[run] = {
+            "latency_ms": latency,
+            "latency_ms_q25": latency * 0.99,
+            "latency_ms_q75": latency * 1.02,
+        }
+        models[run] |= {"memory_mb": latency * 7, "parameters": int(latency * 1e6)}
+    (root / "efficiency").mkdir()
+    (root / "efficiency" / "result.json").write_text(json.dumps({"schema": 1, "models": models}))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    output = tmp_path_factory.mktemp("output")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HAMLET_OUTPUT", str(output))
+        root = paths.results_dir("quick", "made")
+        for run, level in LEVELS.items():
+            for seed in range(3 if run == "hamlet_resnet18" else 2):
+                write_run(root, run, level, seed)
+        write_efficiency(root)
+        yield root
+
+
+@pytest.fixture(scope="module")
+def table(results):
+    return claims.claims_table("quick", "made", resamples=4000).set_index("id")
+
+
+QUANTITATIVE = {"kind": "quantitative", "reported": "4.2"}
+STATEMENT = {"kind": "comparative"}
+
+
+@pytest.mark.parametrize(
+    ("claim", "low", "high", "p", "expected"),
+    [
+        (QUANTITATIVE, 3.0, 5.0, 0.001, "reproduced"),
+        (QUANTITATIVE, 4.25, 5.0, 0.001, "reproduced"),  # meets 4.2 +- 0.05 at its very end
+        (QUANTITATIVE, 4.26, 5.0, 0.001, "direction only"),
+        (QUANTITATIVE, 1.0, 4.14, 0.001, "direction only"),
+        (QUANTITATIVE | {"tolerance": "1"}, 4.26, 5.3, 0.001, "reproduced"),
+        (QUANTITATIVE, -1.0, 9.0, 0.2, "not reproduced"),  # contains 4.2, but the direction is open
+        (QUANTITATIVE, 0.1, 9.0, 0.06, "not reproduced"),  # Holm's correction counts
+        (QUANTITATIVE, -9.0, -0.1, 0.001, "contradicted"),
+        (QUANTITATIVE, -9.0, -0.1, 0.051, "not reproduced"),
+        (QUANTITATIVE, 3.0, 5.0, 0.05, "not reproduced"),  # below 0.05, not at it
+        (STATEMENT, 0.2, 1.0, 0.001, "reproduced"),
+        (STATEMENT, -0.2, 1.0, 0.3, "not reproduced"),
+        (STATEMENT, -2.0, -1.0, 0.001, "contradicted"),
+        (QUANTITATIVE, 3.0, 5.0, np.nan, "not reproduced"),
+    ],
+)
+def test_the_rule(claim, low, high, p, expected):
+    assert claims.verdict(claim, Interval((low + high) / 2, low, high), p) == expected
+
+
+def test_every_claim_has_a_row_and_one_of_the_five_verdicts(table):
+    assert list(table.index) == [c["id"] for c in Paper().claims]
+    words = {"reproduced", "direction only", "not reproduced", "contradicted", "not testable here"}
+    assert set(table["verdict"]) <= words
+    assert ((table["verdict"] == "not testable here") == (table["reason"] != "")).all()
+
+
+def test_known_answers(table):
+    verdicts = table["verdict"]
+    assert verdicts["S3.1-1"] == "reproduced"  # HAMLET_ResNet18 first in all four metrics
+    assert verdicts["S3.1-10"] == "reproduced"  # SpCa last
+    assert verdicts["S3.1-5"] == "direction only"  # 0.70 / 0.66 is 6.1%, not 4.2%
+    assert verdicts["S3.2-2"] == "reproduced"  # 11.7 / 18.0 ms
+    assert verdicts["S3.2-5"] == "reproduced"
+    assert verdicts["S4.1-7"] == "not reproduced"  # equal with and without text
+    assert verdicts["S5.1-3"] == "contradicted"  # GeM_MobileNetV3 lies above HAMLET_MobileNetV3
+    assert table.at["S3.1-5", "value"] == pytest.approx((0.70 / 0.66 - 1) * 100, abs=0.6)
+    assert table.at["S3.1-5", "low"] < 6.06 < table.at["S3.1-5", "high"]
+
+
+def test_absolute_values_are_shown_but_not_judged(table):
+    row = table.loc["S3.1-2"]
+    assert row["verdict"] == "not testable here" and "names no data set" in row["reason"]
+    assert row["value"] == pytest.approx(0.70, abs=0.02) and np.isnan(row["p"])
+
+
+def test_ties_are_rarely_contradicted(tmp_path, monkeypatch):
+    """Seven equal configurations: the best of six rivals lies above HAMLET by chance, which is no evidence."""
+    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
+    alarms = []
+    for trial in range(8):
+        for i, run in enumerate(list(LEVELS)[:7]):
+            write_run(paths.results_dir("quick", f"t{trial}"), run, 0.5, 100 * trial + i)
+        source = claims.Replicates(Paper(), claims.load_measured("quick", f"t{trial}"), 1000)
+        alarms.append(claims._measure("mAP[HAMLET_ResNet18] > max(mAP[others])", source)[1] < 0.05)
+    assert sum(alarms) <= 2  # of 8 at 5%: more than two has probability 0.006
+
+
+def test_pairs_by_hand(results):
+    frame = claims.comparisons("quick", "made", resamples=1000)
+    assert len(frame) == 16
+    first = frame.set_index(["first", "second"]).loc[("HAMLET_ResNet18", "SPARSE_ResNet18")]
+    assert first["difference"] == pytest.approx(first["mAP_first"] - first["mAP_second"])
+    assert first["low"] < 0.04 < first["high"] and first["seeds"] == "3/2" and first["queries"] == QUERIES
+    assert first["p"] == pytest.approx(1 / 1001) and first["improvement"] == 1.0
+    tested = frame["p"].notna()
+    assert first["p_holm"] == pytest.approx(tested.sum() / 1001)
+    missing = frame[~tested]
+    assert set(missing["second"]) == {"HAMLET_MobileNetV3 (no text)", "GeM_ResNet18 (text)"}
+    assert missing["reason"].str.startswith("missing: ").all()
+
+
+def test_missing_runs_are_reasons(tmp_path, monkeypatch):
+    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
+    empty = claims.claims_table("quick", "none")
+    assert (empty["verdict"] == "not testable here").all() and empty["value"].isna().all()
+    assert claims.comparisons("quick", "none")["p"].isna().all()
+    write_run(paths.results_dir("quick", "one"), "hamlet_resnet18", 0.7, 0)
+    one = claims.claims_table("quick", "one", resamples=50).set_index("id")
+    assert one.at["S3.1-5", "reason"] == "missing: sparse_resnet18"
+    assert "efficiency of hamlet_mobilenetv3" in one.at["S3.2-2", "reason"]
+
+
+def test_a_changed_file_and_unequal_queries_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
+    root = paths.results_dir("quick", "made")
+    write_run(root, "hamlet_resnet18", 0.7, 0)
+    write_run(root, "mace_resnet18", 0.6, 0, queries=QUERIES - 1)
+    with pytest.raises(ValueError, match=r"mace_resnet18.*queries differ"):
+        claims.load_measured("quick", "made")
+    path = root / "hamlet_resnet18" / "seed0" / "per_query.parquet"
+    pd.read_parquet(path).assign(AP=1.0).to_parquet(path)
+    with pytest.raises(ValueError, match=r"per_query.parquet: its sha256 differs"):
+        claims.load_measured("quick", "made")
+
+
+def test_latency_draws_have_the_measured_quartiles(results):
+    source = claims.Replicates(Paper(), claims.load_measured("quick", "made"), 40_000)
+    cell = source.measured.efficiency["hamlet_resnet18"]
+    got = np.quantile(source.draws("latency", "HAMLET_ResNet18"), [0.25, 0.5, 0.75])
+    assert got == pytest.approx([cell["latency_ms_q25"], 18.0, cell["latency_ms_q75"]], rel=1e-3)
+    assert np.ptp(source.draws("memory", "HAMLET_ResNet18")) == pytest.approx(0)
+    other = source.draws("latency", "MACE_ResNet18")
+    assert abs(np.corrcoef(other, source.draws("latency", "HAMLET_ResNet18"))[0, 1]) < 0.02
+
+
+def test_classes_and_repeats(results):
+    again = [claims.claims_table("quick", "made", resamples=200) for _ in range(2)]
+    pd.testing.assert_frame_equal(*again)
+    by_class = claims.claims_table("quick", "made", resamples=200, by_class=True)
+    assert not by_class["low"].equals(again[0]["low"])
+    assert by_class["value"].equals(again[0]["value"])
+
+
+def test_printed_tables_are_text_without_holes(table):
+    shown = claims.printed(table.reset_index())
+    assert shown.map(lambda x: isinstance(x, str)).all(axis=None)
+    assert shown.set_index("Claim").at["S3.1-5", "Reported"] == "4.2%"
+    assert shown.set_index("Claim").at["S3.1-2", "Measured"].startswith("0.")
+    pairs = claims.printed(claims.comparisons("quick", "none"))
+    assert pairs.map(lambda x: isinstance(x, str)).all(axis=None)

@@ -1,0 +1,423 @@
+"""Exact metrics against a float64 loop, scikit-learn, pytrec_eval and cases computed by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
+from hamlet.metrics import hierarchical_metrics, kernels, retrieval_metrics, scores, torch_scores
+
+KS = (1, 5, 10)
+
+
+def reference(query, gallery, positive, skip, ks=KS):
+    """The definitions, written out: a stable sort per query with negatives first among equals; float64."""
+    rows = []
+    for i in range(len(query)):
+        score = [math.fsum(a * b for a, b in zip(query[i], g, strict=True)) for g in gallery.tolist()]
+        order = sorted(
+            (j for j in range(len(gallery)) if j not in skip[i]), key=lambda j: (-score[j], j in positive[i])
+        )
+        hits = [j in positive[i] for j in order]
+        total = sum(hits)
+        row = {"positives": total}
+        if total:
+            ranks = [r + 1 for r, hit in enumerate(hits) if hit]
+            row["AP"] = sum((n + 1) / r for n, r in enumerate(ranks)) / total
+            row["MRR"] = 1 / ranks[0]
+            row["R-precision"] = sum(hits[:total]) / total
+            row["MAP@R"] = sum((n + 1) / r for n, r in enumerate(ranks) if r <= total) / total
+            for k in ks:
+                row[f"P@{k}"], row[f"R@{k}"] = sum(hits[:k]) / k, float(any(hits[:k]))
+        rows.append(row)
+    return rows
+
+
+def assert_same(result, rows):
+    for i, row in enumerate(rows):
+        for name, values in result.per_query.items():
+            if name in row:
+                assert values[i] == pytest.approx(row[name], abs=1e-12), (i, name)
+            else:
+                assert np.isnan(values[i]), (i, name)
+    assert result.mean["skipped"] == sum(row["positives"] == 0 for row in rows)
+    assert result.mean["queries"] + result.mean["skipped"] == len(rows)
+
+
+def same_labels(query_labels, gallery_labels, alone):
+    return [
+        {j for j, g in enumerate(gallery_labels) if g == q and not (alone and i == j)}
+        for i, q in enumerate(query_labels)
+    ]
+
+
+def unit_vectors(n, d, seed=0, dtype=np.float32):
+    x = np.random.default_rng(seed).normal(size=(n, d))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(dtype)
+
+
+@st.composite
+def problems(draw):
+    """Small integers give exact ties in plenty; 9 dimensions leave the sums' remainder loop something."""
+    d, n, q = draw(st.sampled_from([1, 2, 9])), draw(st.integers(1, 12)), draw(st.integers(0, 5))
+    rows = st.lists(st.integers(-2, 2), min_size=d, max_size=d)
+    gallery = np.array(draw(st.lists(rows, min_size=n, max_size=n)), dtype=np.float32).reshape(n, d)
+    query = np.array(draw(st.lists(rows, min_size=q, max_size=q)), dtype=np.float32).reshape(q, d)
+    label = st.integers(0, 3)
+    return (
+        query,
+        np.array(draw(st.lists(label, min_size=q, max_size=q)), dtype=np.int64),
+        gallery,
+        np.array(draw(st.lists(label, min_size=n, max_size=n)), dtype=np.int64),
+        [draw(st.lists(st.integers(0, n - 1), max_size=3)) for _ in range(q)],
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems(), st.sampled_from(["dense", "sparse", "torch", "float16"]))
+def test_query_against_gallery_matches_the_loop(problem, form):
+    query, query_labels, gallery, gallery_labels, exclude = problem
+    forms = {
+        "dense": lambda x: x,
+        "sparse": scipy.sparse.csr_array,
+        "torch": torch.from_numpy,
+        "float16": lambda x: x.astype(np.float16),
+    }
+    make = forms[form]
+    result = retrieval_metrics(make(query), query_labels, make(gallery), gallery_labels, KS, exclude)
+    positive = same_labels(query_labels, gallery_labels, False)
+    assert_same(result, reference(query, gallery, positive, exclude))
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems())
+def test_leave_one_out_drops_the_query_by_index(problem):
+    _, _, x, labels, _ = problem
+    result = retrieval_metrics(x, labels)
+    positive = same_labels(labels, labels, True)
+    assert_same(result, reference(x, x, positive, [{i} for i in range(len(x))]))
+
+
+def test_case_by_hand():
+    # scores 4 3 3 2 1, relevant: the second 3 and the 1. Ties are pessimistic: ranks 3 and 5.
+    gallery = np.array([[4.0], [3], [3], [2], [1]])
+    result = retrieval_metrics(np.array([[1.0]]), [7], gallery, [0, 7, 0, 0, 7], ks=(1, 3, 4, 10))
+    expected = {
+        "mAP": (1 / 3 + 2 / 5) / 2, "MRR": 1 / 3, "R-precision": 0, "MAP@R": 0, "P@1": 0, "R@1": 0,
+        "P@3": 1 / 3, "R@3": 1, "P@4": 1 / 4, "R@4": 1, "P@10": 0.2, "R@10": 1, "queries": 1, "skipped": 0,
+    }  # fmt: skip
+    assert result.mean == pytest.approx(expected)
+
+
+def test_average_precision_agrees_with_scikit_learn_and_pytrec_eval():
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    query, gallery = unit_vectors(20, 24), unit_vectors(300, 24, 1)
+    query_labels, gallery_labels = np.arange(20) % 7, np.arange(300) % 7
+    result = retrieval_metrics(query, query_labels, gallery, gallery_labels)
+    score = query.astype(np.float64) @ gallery.astype(np.float64).T
+    judged = {
+        str(i): {str(j): int(gallery_labels[j] == query_labels[i]) for j in range(300)} for i in range(20)
+    }
+    run = {str(i): {str(j): float(score[i, j]) for j in range(300)} for i in range(20)}
+    names = {
+        "map": "AP",
+        "recip_rank": "MRR",
+        "Rprec": "R-precision",
+        "P_5": "P@5",
+        "success_10": "R@10",
+    }
+    trec = pytrec_eval.RelevanceEvaluator(
+        judged, {"map", "recip_rank", "Rprec", "P.5", "success.10"}
+    ).evaluate(run)
+    for i in range(20):
+        ap = average_precision_score(gallery_labels == query_labels[i], score[i])
+        assert result.per_query["AP"][i] == pytest.approx(ap, abs=1e-12)
+        for theirs, ours in names.items():  # pytrec_eval ranks in float32
+            assert result.per_query[ours][i] == pytest.approx(trec[str(i)][theirs], abs=1e-6), ours
+
+
+def noisy_classes(n=900, d=40, seed=3):
+    """Clustered vectors with many exact duplicates, some of another class, where block shapes matter."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 12, n)
+    x = rng.normal(size=(12, d))[labels] * 0.4 + rng.normal(size=(n, d))
+    x[n // 2 :] = x[rng.integers(0, n // 2, n - n // 2)]
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), labels
+
+
+def exact_order(x, labels):
+    """Reference on ``kernels.dot``'s own float64 scores, sorted: no matrix product, no filter."""
+    rows, cols = np.divmod(np.arange(len(x) ** 2), len(x))
+    out = np.empty(len(rows))
+    kernels.dot_pairs(x.astype(np.float64), rows, x, cols, out)
+    ap = np.full(len(x), np.nan)
+    for i, score in enumerate(out.reshape(len(x), -1)):
+        keep = np.arange(len(x)) != i
+        score, hit = score[keep], (labels == labels[i])[keep]
+        hit = hit[np.lexsort((hit, -score))]
+        if hit.any():
+            ap[i] = (np.cumsum(hit) / np.arange(1, len(hit) + 1))[hit].mean()
+    return ap
+
+
+def test_bits_do_not_depend_on_blocks_threads_or_order(monkeypatch):
+    x, labels = noisy_classes()
+    whole = retrieval_metrics(x, labels, threads=1)
+    np.testing.assert_allclose(whole.per_query["AP"], exact_order(x, labels), rtol=1e-12)
+    for tile, rows, threads in ((7, 1, 1), (64, 33, 2), (899, 5, 3)):
+        monkeypatch.setattr(scores, "TILE", tile)
+        monkeypatch.setattr(scores, "ROWS", rows)
+        result = retrieval_metrics(x, labels, threads=threads)
+        for name, values in whole.per_query.items():
+            np.testing.assert_array_equal(values, result.per_query[name], err_msg=name)
+    order = np.random.default_rng(0).permutation(len(x))
+    moved = retrieval_metrics(x[order], labels[order])
+    for name, values in whole.per_query.items():
+        np.testing.assert_array_equal(values[order], moved.per_query[name], err_msg=name)
+
+
+def test_bits_are_the_same_in_torch_and_sparse(monkeypatch):
+    x, labels = noisy_classes(500)
+    expected = retrieval_metrics(x, labels)
+
+    class Forced:  # the CUDA code on the CPU
+        def __new__(cls, query, gallery, norm):
+            return torch_scores.TorchScores(torch.from_numpy(query), torch.from_numpy(gallery), norm)
+
+    codes = np.where(np.abs(x) > 0.2, np.round(x * 64) / 64, 0).astype(np.float32)
+    dense, sparse = retrieval_metrics(codes, labels), retrieval_metrics(scipy.sparse.csr_array(codes), labels)
+    coded = retrieval_metrics(torch.from_numpy(codes).to_sparse(), labels)
+    monkeypatch.setattr("hamlet.metrics.ranking.Dense", Forced)
+    for tile, rows in ((32768, 512), (37, 11)):
+        monkeypatch.setattr(torch_scores, "TILE", tile)
+        monkeypatch.setattr(torch_scores, "ROWS", rows)
+        for name, values in retrieval_metrics(x, labels).per_query.items():
+            np.testing.assert_array_equal(values, expected.per_query[name], err_msg=name)
+    for name, values in dense.per_query.items():
+        np.testing.assert_array_equal(values, sparse.per_query[name], err_msg=name)
+        np.testing.assert_array_equal(values, coded.per_query[name], err_msg=name)
+
+
+def test_scores_closer_than_float32_can_tell_are_ranked():
+    base = np.full(16, 0.25, np.float32)
+    gallery = np.stack([base] * 4)
+    gallery[:, 0] += np.float32(2.0**-26) * np.array(
+        [3, 2, 1, 0], np.float32
+    )  # products round to one float32
+    labels = np.array([0, 1, 0, 1])
+    assert len(set((gallery @ base).tolist())) < 4
+    result = retrieval_metrics(base[None], [1], gallery, labels)
+    assert result.mean["mAP"] == pytest.approx((1 / 2 + 2 / 4) / 2)
+
+
+def test_collapsed_embeddings_put_every_positive_last():
+    result = retrieval_metrics(np.ones((50, 8), np.float32), np.arange(50) % 5)
+    ranks = np.arange(41, 50)
+    assert result.mean["mAP"] == pytest.approx((np.arange(1, 10) / ranks).mean(), abs=1e-12)
+    assert result.mean["R@10"] == 0
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e-12, 1e12, 1e37])
+def test_any_scale_gives_the_same_ranking(scale):
+    x, labels = noisy_classes(200)
+    x = np.round(x * 64) / 64  # multiples of 1/64: times a power of two they stay exact
+    scale = 2.0 ** round(math.log2(scale))
+    expected = retrieval_metrics(x, labels).per_query["AP"]
+    np.testing.assert_array_equal(retrieval_metrics(x * np.float32(scale), labels).per_query["AP"], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_float_type_is_ranked_by_its_own_values(dtype):
+    x = torch.from_numpy(unit_vectors(120, 16)).to(dtype)
+    labels = torch.arange(120) % 6
+    exact = retrieval_metrics(x.double().numpy(), labels.numpy())
+    np.testing.assert_array_equal(retrieval_metrics(x, labels).per_query["AP"], exact.per_query["AP"])
+
+
+def test_float64_differences_below_float32_count():
+    gallery = np.array([[1 + 3e-12], [1 + 2e-12], [1 + 1e-12]])
+    assert retrieval_metrics(np.ones((1, 1)), [1], gallery, [0, 1, 1]).mean["mAP"] == pytest.approx(
+        (1 / 2 + 2 / 3) / 2
+    )
+
+
+def test_layouts_and_memory_maps(tmp_path, monkeypatch):
+    x, labels = unit_vectors(300, 10), np.arange(300) % 9
+    query, query_labels = unit_vectors(20, 10, 5), np.arange(20) % 9
+    expected = retrieval_metrics(query, query_labels, x, labels).per_query["AP"]
+    np.save(tmp_path / "gallery.npy", x)
+    np.save(tmp_path / "half.npy", x.astype(np.float16))
+    monkeypatch.setattr(scores, "TILE", 64)
+    wide = np.zeros((600, 20), np.float32)
+    wide[::2, ::2] = x
+    for gallery in (np.asfortranarray(x), wide[::2, ::2], np.load(tmp_path / "gallery.npy", mmap_mode="r")):
+        np.testing.assert_array_equal(
+            retrieval_metrics(query, query_labels, gallery, labels).per_query["AP"], expected
+        )
+    half = retrieval_metrics(query, query_labels, np.load(tmp_path / "half.npy", mmap_mode="r"), labels)
+    np.testing.assert_array_equal(
+        half.per_query["AP"],
+        retrieval_metrics(query, query_labels, x.astype(np.float16).astype(np.float32), labels).per_query[
+            "AP"
+        ],
+    )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_name_their_row(value):
+    x = unit_vectors(40, 4)
+    x[17, 2] = value
+    with pytest.raises(ValueError, match="gallery: row 17"):
+        retrieval_metrics(unit_vectors(2, 4), [0, 1], x, np.zeros(40, int))
+    for form in (torch.from_numpy, scipy.sparse.csr_array):
+        with pytest.raises(ValueError, match="query: row 17"):
+            retrieval_metrics(form(x), np.zeros(40, int))
+
+
+def test_labels_of_any_size_stay_apart():
+    x = np.array([[1.0], [0.9], [0.8]])
+    for labels in (
+        [2**53, 2**53 + 1, 2**53],
+        np.array([2**24, 2**24 + 1, 2**24]),
+        np.array([2**63, 2**63 + 1, 2**63], np.uint64),
+        ["a", "b", "a"],
+    ):
+        result = retrieval_metrics(x, labels)
+        assert (result.mean["mAP"], result.mean["queries"], result.mean["skipped"]) == (0.75, 2, 1)
+    mixed = retrieval_metrics(x[:1], np.array([2**60 + 1]), x, np.array([2**60, 2**60 + 1, 2**60], np.uint64))
+    assert mixed.mean["mAP"] == 0.5
+    with pytest.raises(ValueError, match="no integer"):
+        retrieval_metrics(x, [0.5, 1.0, 1.0])
+
+
+def test_queries_without_positives_and_empty_inputs():
+    result = retrieval_metrics(np.eye(3), [0, 1, 2])
+    assert math.isnan(result.mean["mAP"])
+    assert (result.mean["queries"], result.mean["skipped"]) == (0, 3)
+    empty = retrieval_metrics(np.empty((0, 3)), np.empty(0, int), np.eye(3), [0, 1, 2])
+    assert (empty.mean["queries"], empty.mean["skipped"]) == (0, 0)
+    none = retrieval_metrics(np.eye(3), [0, 1, 2], np.empty((0, 3)), np.empty(0, int))
+    assert none.mean["skipped"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"query": np.eye(3), "query_labels": [0, 1]}, "2 labels for 3"),
+        ({"query": np.eye(3), "query_labels": [0, 1, 2], "gallery": np.eye(3)}, "gallery_labels"),
+        (
+            dict(query=np.eye(3), query_labels=[0] * 3, gallery=np.eye(4), gallery_labels=[0] * 4),
+            "dimensions",
+        ),
+        ({"query": np.ones(3), "query_labels": [0] * 3}, "shape"),
+        ({"query": np.eye(3), "query_labels": [0] * 3, "ks": (0,)}, "ks"),
+        ({"query": np.eye(3), "query_labels": [0] * 3, "protocol": "oxford"}, "protocol"),
+        ({"query": np.eye(3), "query_labels": [0] * 3, "exclude": [[0], [3], []]}, "query 1"),
+        ({"query": np.eye(3) * 1j, "query_labels": [0] * 3}, "complex"),
+    ],
+)
+def test_errors_at_the_door(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        retrieval_metrics(**arguments)
+
+
+def test_exclusions_as_lists_matrices_and_cameras():
+    x, labels = unit_vectors(60, 6), np.arange(60) % 4
+    cameras = np.arange(60) // 4 % 3
+    same = (labels[:, None] == labels) & (cameras[:, None] == cameras)
+    lists = retrieval_metrics(x, labels, exclude=[np.flatnonzero(row) for row in same])
+    positive = [
+        {j for j in range(60) if labels[i] == labels[j] and cameras[i] != cameras[j]} for i in range(60)
+    ]
+    assert_same(lists, reference(x, x, positive, [set(np.flatnonzero(row)) for row in same]))
+    for other in (
+        retrieval_metrics(x, labels, exclude=same),
+        retrieval_metrics(x, labels, exclude=scipy.sparse.csr_array(same)),
+        retrieval_metrics(x, labels, cameras=cameras),
+    ):
+        np.testing.assert_array_equal(other.per_query["AP"], lists.per_query["AP"])
+    apart = retrieval_metrics(x[:9], labels[:9], x[9:], labels[9:], cameras=(cameras[:9], cameras[9:]))
+    skip = [set(np.flatnonzero(row)) for row in same[:9, 9:]]
+    positive = [{j - 9 for j in good if j >= 9} for good in positive[:9]]
+    assert_same(apart, reference(x[:9], x[9:], positive, skip))
+
+
+def test_several_labels_per_image():
+    rng = np.random.default_rng(2)
+    hot = rng.random((40, 6)) < 0.2
+    x = rng.integers(-2, 3, (40, 4)).astype(np.float32)
+    sets = [set(np.flatnonzero(row).tolist()) for row in hot]
+    positive = [{j for j in range(40) if i != j and sets[i] & sets[j]} for i in range(40)]
+    rows = reference(x, x, positive, [{i} for i in range(40)])
+    for labels in (hot, hot.astype(int), torch.from_numpy(hot), scipy.sparse.csr_array(hot), sets):
+        assert_same(retrieval_metrics(x, labels), rows)
+
+
+def test_revisited_protocol_by_hand():
+    # order 0..7 by score; the junk item 1 is taken out before ranks are counted
+    gallery = np.arange(8, 0, -1.0)[:, None]
+    truth = [{"easy": [0, 3], "hard": [5], "junk": [1]}]
+    result = retrieval_metrics(np.ones((1, 1)), truth, gallery, protocol="revisited", ks=(1, 10))
+    # easy: 5 is junk as well; 0-based ranks 0 and 2 -> (1 + 1)/2 and (1/2 + 2/3)/2
+    assert result.mean["easy/trapezoidal-mAP"] == pytest.approx((1 + (1 / 2 + 2 / 3) / 2) / 2)
+    # medium: ranks 0, 2, 4 -> and (2/4 + 3/5)/2 for the third
+    medium = (1 + (1 / 2 + 2 / 3) / 2 + (2 / 4 + 3 / 5) / 2) / 3
+    assert result.mean["medium/trapezoidal-mAP"] == pytest.approx(medium)
+    # hard: 0, 3 and 1 are junk; item 5 stands at 0-based rank 2 -> (0 + 1/3)/2
+    assert result.mean["hard/trapezoidal-mAP"] == pytest.approx(1 / 6)
+    assert result.mean["hard/P@10"] == pytest.approx(
+        1 / 3
+    )  # that benchmark divides by the last positive's rank
+    assert result.mean["medium/P@10"] == pytest.approx(3 / 5)
+    assert "mAP" not in result.mean
+
+
+def hierarchical_reference(x, fine, coarse, alpha):
+    out = []
+    score = x.astype(np.float64) @ x.astype(np.float64).T
+    for i in range(len(x)):
+        others = [j for j in range(len(x)) if j != i]
+        near = [j for j in others if fine[j] == fine[i]]
+        far = [j for j in others if coarse[j] == coarse[i] and fine[j] != fine[i]]
+        rel = {j: 1 / len(near) for j in near} | {j: 0.5**alpha / len(far) for j in far}
+        order = sorted(others, key=lambda j: (-score[i, j], rel.get(j, 0)))
+        total = 0.0
+        for rank, k in enumerate(order, 1):
+            if k in rel:
+                total += sum(min(rel[k], rel.get(j, 0)) for j in order[:rank]) / rank
+        out.append(total / sum(rel.values()) if rel else np.nan)
+    return np.array(out)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 2.0])
+def test_hierarchical_average_precision(alpha):
+    rng = np.random.default_rng(4)
+    x = rng.integers(-2, 3, (50, 3)).astype(np.float32)
+    fine = rng.integers(0, 9, 50)
+    fine[0] = 99
+    coarse = fine // 3
+    result = hierarchical_metrics(x, fine, coarse, alpha=alpha)
+    np.testing.assert_allclose(
+        result.per_query["HAP"], hierarchical_reference(x, fine, coarse, alpha), atol=1e-12
+    )
+    assert result.mean["HAP"] == pytest.approx(np.nanmean(result.per_query["HAP"]))
+    assert result.mean["skipped"] == 1
+    flat = hierarchical_metrics(x, fine, fine).per_query["HAP"]
+    np.testing.assert_allclose(flat, retrieval_metrics(x, fine).per_query["AP"], atol=1e-12)
+    with pytest.raises(ValueError, match="tree"):
+        hierarchical_metrics(x, fine, np.arange(50))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+def test_cuda_gives_the_bits_of_the_cpu():
+    x, labels = noisy_classes()
+    expected = retrieval_metrics(x, labels)
+    result = retrieval_metrics(torch.from_numpy(x).cuda(), torch.from_numpy(labels).cuda())
+    for name, values in expected.per_query.items():
+        np.testing.assert_array_equal(values, result.per_query[name], err_msg=name)

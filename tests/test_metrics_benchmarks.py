@@ -1,0 +1,68 @@
+"""The benchmark's peers measure the same thing, and the table of differences holds its hand results."""
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+ranking, differences = load("ranking"), load("library_differences")
+sys.modules["ranking"] = ranking  # as when benchmarks/search.py is started
+search = load("search")
+
+
+@pytest.mark.parametrize("queries", [0, 12])
+@pytest.mark.parametrize("peer", [p for p in ranking.RUN if p not in ("hamlet", "product")])
+def test_peers_agree_where_there_are_no_ties(peer, queries):
+    pytest.importorskip(ranking.PEERS[peer])
+    data = ranking.problem(150, queries, 16, 5)
+    assert ranking.RUN[peer](*data, 1) == pytest.approx(ranking.run_hamlet(*data, 1), abs=2e-6)
+
+
+@pytest.mark.parametrize("case", differences.CASES, ids=lambda case: case[0])
+def test_hamlet_gives_the_hand_results(case):
+    name, metric, scores, relevant, expected, _ = case
+    assert math.isclose(differences.hamlet(name, metric, scores, relevant), expected, abs_tol=1e-12)
+
+
+def test_an_absent_or_failing_library_is_named_in_the_table():
+    def absent(*_):
+        raise ImportError
+
+    def failing(*_):
+        raise RuntimeError("broken")
+
+    assert differences.answer(absent, *differences.CASES[0][:4]) == "not installed"
+    assert differences.answer(failing, *differences.CASES[0][:4]) == "RuntimeError: broken"
+
+
+def test_the_search_benchmark_measures_every_kind_and_setting(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "measured.csv"
+    words = "search.py --sizes 400 --queries 20 --dimensions 64 --repeats 1 --output"
+    monkeypatch.setattr("sys.argv", [*words.split(), str(output)])
+    search.main()
+    table = pd.read_csv(output)
+    assert table.groupby("kind", sort=False).size().to_dict() == {
+        "flat": 1,
+        "ivfpq": 4,
+        "hnsw": 3,
+        "sparse": 1,
+    }
+    recall = table.set_index("kind")["recall@10"]
+    assert recall["flat"] == 1 and recall["sparse"] > 0.99 and recall["ivfpq"].is_monotonic_increasing
+    assert (table["bytes_per_image"] > 0).all() and (table["queries_per_second"] > 0).all()
+    search.main()  # what is stored is kept
+    assert "already" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(pd.read_csv(output), table)

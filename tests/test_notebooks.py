@@ -1,0 +1,107 @@
+"""The notebooks stay thin, well formed, and run on stored results."""
+
+import itertools
+import os
+import re
+
+import nbformat
+import pytest
+import stored
+
+from hamlet import figures, inventory, paths, pictures, report, tables
+
+NOTEBOOKS = sorted(path for path in paths.NOTEBOOKS.glob("*.ipynb") if not path.name.startswith("."))
+REPORTING = ["02_accuracy", "03_efficiency", "04_tradeoff", "05_backbones", "00_read_me_first"]
+
+FEW = ("spca_resnet18", "dscf_resnet18", "gem_resnet18-text", "hamlet_resnet18-no_text", "mlp_mobilenetv3")
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request):
+    return nbformat.read(request.param, as_version=nbformat.NO_CONVERT)
+
+
+def plain(cell) -> str:
+    """A cell's Python without IPython's magics."""
+    return "\n".join(line for line in cell.source.splitlines() if not line.startswith("%"))
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_the_reporting_notebooks_are_there():
+    assert {*REPORTING, "01_train_evaluate"} <= {path.stem for path in NOTEBOOKS}
+
+
+def test_thin(notebook):
+    lengths = [len(cell.source.splitlines()) for cell in code(notebook)]
+    assert max(lengths) <= 15 and sum(lengths) <= 120
+    for cell in code(notebook):
+        assert not re.search(r"^\s*(async\s+def|def|class)\s", cell.source, re.M), cell.source
+
+
+def test_prose_before_each_code_cell_and_around_the_story(notebook):
+    cells = notebook.cells
+    assert cells[0].cell_type == "markdown" and cells[0].source.startswith("# ")
+    for before, cell in itertools.pairwise(cells):
+        if cell.cell_type == "code":
+            assert before.cell_type == "markdown" and len(before.source.split()) >= 12, cell.source
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    assert all(part in prose for part in ("**Question.**", "does not show"))
+
+
+def test_format_ids_kernel_and_no_trace_of_papermill(notebook):
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[a-z][a-z0-9-]*", name) for name in ids)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert "papermill" not in notebook.metadata
+    assert not any("papermill" in cell.metadata for cell in notebook.cells)
+
+
+def test_one_parameters_cell_of_literals(notebook):
+    tagged = [cell for cell in code(notebook) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    values = {}
+    exec(tagged[0].source, {}, values)
+    assert {"profile", "dataset"} <= set(values)
+    assert all(isinstance(value, str | int | float | bool | dict | type(None)) for value in values.values())
+
+
+def test_no_path_of_a_machine(notebook):
+    text = nbformat.writes(notebook)
+    assert not re.search(r"/(home|root|Users|tmp|work)/", text)
+
+
+@pytest.mark.parametrize("name", REPORTING)
+def test_reporting_notebooks_run_and_write_what_the_workflow_expects(name, tmp_path, monkeypatch):
+    """Executed in this process on stored test results: a kernel start per notebook would cost minutes."""
+    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
+    monkeypatch.setattr(pictures, "run_dataset", lambda results: stored.dataset())
+    stored.store_profile(tmp_path, without=FEW)
+    notebook, values = nbformat.read(paths.NOTEBOOKS / f"{name}.ipynb", as_version=4), {}
+    for cell in code(notebook):
+        exec(plain(cell), values)
+        if "parameters" in cell.metadata.get("tags", []):
+            values |= {"profile": "quick", "dataset": "flat"}
+    expected = set(inventory.reports("quick", "flat")[name])
+    written = {
+        path for root in ("tables", "figures") for path in (tmp_path / root).rglob("*") if path.is_file()
+    }
+    assert expected <= written
+    assert bool(written) == (name != "00_read_me_first")
+    contents = {path: path.read_bytes() for path in written}
+    for path in written:
+        os.unlink(path)
+    for cell in code(notebook):
+        if "parameters" not in cell.metadata.get("tags", []):
+            exec(plain(cell), values)
+    assert {path: path.read_bytes() for path in written} == contents
+
+
+def test_only_notebooks_write_tables_and_figures():
+    for module in (report, tables, figures, pictures):
+        source = paths.ROOT.joinpath("hamlet", f"{module.__name__.split('.')[-1]}.py").read_text()
+        assert "tables_dir(" not in source and "figures_dir(" not in source

@@ -1,0 +1,110 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hamlet import paths, run, workflow
+from hamlet.workflow import Run
+
+SMOKE = Run("smoke", "scenes", "gem_resnet18", "default", 0)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """One real smoke run through the command line, in a folder with a space, without git."""
+    root = tmp_path_factory.mktemp("a b")
+    env = os.environ | {
+        "HAMLET_OUTPUT": str(root),
+        "PYTHONPATH": str(paths.ROOT),
+        "GIT_DIR": str(root / "none"),
+    }
+    command = [sys.executable, "-m", "hamlet.run", "--profile", "smoke", "--dataset", "scenes"]
+    done = subprocess.run(
+        [*command, "--model", "gem_resnet18"], env=env, cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return root
+
+
+def test_result_is_whole_and_says_where_it_came_from(made, monkeypatch):
+    monkeypatch.setenv("HAMLET_OUTPUT", str(made))
+    assert workflow.check_result(SMOKE) is None
+    record = json.loads((SMOKE.folder / "result.json").read_text())
+    origin = record["provenance"]
+    assert origin["commit"] is None
+    assert origin["threads"] == 1
+    assert origin["initial_weights"] == "from scratch"
+    assert {
+        "dataset_hash",
+        "lock_sha256",
+        "code_sha256",
+        "versions",
+        "wall_seconds",
+        "peak_memory_mb",
+    } <= set(origin)
+    assert {"default", "seen", "validation", "hierarchical", "equal_bytes"} <= set(record["metrics"])
+    assert record["untrained"]["default"]["queries"] == record["metrics"]["default"]["queries"] > 0
+    assert (SMOKE.folder / "executed.ipynb").is_file()
+    assert not list(SMOKE.folder.parent.glob(".*.partial"))
+
+
+def test_a_stored_result_is_not_made_again_and_an_altered_one_is_refused(made, monkeypatch, capsys):
+    monkeypatch.setenv("HAMLET_OUTPUT", str(made))
+    monkeypatch.setattr(run, "execute", lambda *a, **k: pytest.fail("the notebook must not run"))
+    run.make(SMOKE)
+    assert "nothing to do" in capsys.readouterr().out
+    path = SMOKE.folder / "result.json"
+    kept = path.read_text()
+    record = json.loads(kept)
+    record["metrics"]["default"]["mAP"] = 0.99
+    path.write_text(json.dumps(record))
+    with pytest.raises(SystemExit, match="may not be used"):
+        run.make(SMOKE)
+    path.write_text(kept)
+
+
+def test_a_notebook_without_a_result_is_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
+    monkeypatch.setattr(run, "execute", lambda *a, **k: None)
+    monkeypatch.setattr(run.os, "environ", dict(os.environ))
+    with pytest.raises(SystemExit, match="without a result"):
+        run.make(SMOKE)
+    assert not SMOKE.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "gem_resnet19"}, "it has hamlet_resnet18"),
+        ({"profile": "fast"}, "valid: paper, quick, smoke"),
+        ({"seed": -1}, "seed must be"),
+        ({"overrides": {"learning_rte": 1e-3}}, "learning_rate"),
+        ({"overrides": {"learning_rate": "1e-3"}}, "must be float"),
+        ({"overrides": {"epochs": 0}}, "outside"),
+    ],
+)
+def test_names_and_types_are_checked_before_anything_runs(changes, message):
+    with pytest.raises(ValueError, match=message):
+        run.open_job(**{"profile": "smoke", "dataset": "scenes", "model": "gem_resnet18"} | changes)
+
+
+def test_overrides_never_end_in_a_profile(capsys):
+    with pytest.raises(SystemExit):
+        run.main(["--profile", "smoke", "--set", "epochs=3"])
+    assert "--output" in capsys.readouterr().err
+
+
+def test_a_folder_with_other_files_is_never_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "execute", lambda *a, **k: pytest.fail("the notebook must not run"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    with pytest.raises(SystemExit, match="other files"):
+        run.make(SMOKE, output=str(tmp_path / "mine"))
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_unknown_notebook_lists_those_there_are(tmp_path):
+    with pytest.raises(ValueError, match="01_train_evaluate"):
+        run.execute("99_none", tmp_path / "x.ipynb", {})
