@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +18,6 @@ def load(name: str):
 
 
 ranking, differences = load("ranking"), load("library_differences")
-sys.modules["ranking"] = ranking  # as when benchmarks/search.py is started
 search = load("search")
 
 

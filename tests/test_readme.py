@@ -50,12 +50,27 @@ def test_run_all_commands_are_understood(command, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [c for c in PYTHON if "hamlet." not in c])
+@pytest.mark.parametrize("command", [c for c in PYTHON if "hamlet." not in c and "benchmarks/" not in c])
 def test_commands_that_follow_a_number_back(command):
     words = [sys.executable, *shlex.split(command)[1:]]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("command", [c for c in PYTHON if "benchmarks/" in c])
+def test_benchmark_commands_on_a_small_size(command, tmp_path):
+    words = shlex.split(command)[1:]
+    output = tmp_path / ("measured.csv" if "search.py" in command else "table")
+    small = {
+        "benchmarks/ranking.py": ["--size", "300", "--repeats", "1"],
+        "benchmarks/search.py": ["--sizes", "400", "--queries", "20", "--repeats", "1"],
+        "benchmarks/library_differences.py": [],
+    }[words[0]]
+    words = [sys.executable, *words, *small, "--output", str(output)]  # the last value of an option holds
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert output.with_suffix(".csv").stat().st_size > 100
 
 
 def test_the_run_command_names_a_run_that_there_is(monkeypatch):
