@@ -30,6 +30,7 @@ CONTROLS = {
     "mlp_mobilenetv3": "MLP_MobileNetV3",
     "hamlet_resnet18-no_text": "HAMLET_ResNet18 (no text)",
     "hamlet_mobilenetv3-no_text": "HAMLET_MobileNetV3 (no text)",
+    "hamlet_resnet18-no_exchange": "HAMLET_ResNet18 (no exchange)",
     "gem_resnet18-text": "GeM_ResNet18 (text)",
 }
 FOREIGN = "The report names neither its data set nor its GPU, so a difference is no error of either side."

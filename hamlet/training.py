@@ -76,7 +76,7 @@ def seed_everything(seed: int) -> None:
 def build_model(run: Run, settings: dict) -> RetrievalModel:
     """The run's model, initialised from its seed, channels last."""
     seed_everything(run.seed)
-    options = {"text": True} if run.variant == "text" else {}
+    options = {"text": {"text": True}, "no_exchange": {"exchange": False}}.get(run.variant, {})
     model = create_model(run.model, pretrained=settings["pretrained"], **options)
     return model.to(memory_format=torch.channels_last)
 

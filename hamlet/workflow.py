@@ -19,7 +19,7 @@ import yaml
 
 from hamlet import paths
 
-VARIANTS = ("default", "no_text", "text")
+VARIANTS = ("default", "no_text", "no_exchange", "text")
 # name -> (type, smallest, largest); None as a largest: no bound. Strings list their choices instead.
 FIELDS = {
     "epochs": (int, 1, None),
@@ -74,7 +74,7 @@ class Run:
     @property
     def uses_text(self) -> bool:
         """Text supervises HAMLET (unless "no_text") and whatever runs as the variant "text"."""
-        return self.variant == "text" or (self.model.startswith("hamlet_") and self.variant == "default")
+        return self.variant == "text" or (self.model.startswith("hamlet_") and self.variant != "no_text")
 
     def __str__(self) -> str:
         return f"{self.run_name} seed{self.seed}"

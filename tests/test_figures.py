@@ -107,7 +107,7 @@ def test_every_bar_has_its_length_and_a_missing_run_says_so(profile):
     assert np.allclose(sorted(lengths), sorted(expected))
     assert " not run" in texts(figure)
     hatched = sum(bar.get_hatch() is not None for bar in axis.patches)
-    assert hatched == len(set(report.CONTROLS) - set(FEW)) == 5
+    assert hatched == len(set(report.CONTROLS) - set(FEW)) == 6
 
 
 def test_colours_stay_apart_in_grey():

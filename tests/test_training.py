@@ -125,3 +125,10 @@ def test_weight_vectors_are_not_decayed(toy_data, settings, tmp_path):
     trainer = training.Trainer(model, toy_data, settings, 0, tmp_path)
     for group in trainer.optimizer.param_groups:
         assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
+
+
+def test_a_variant_changes_the_model_as_its_name_says(settings):
+    cut = training.build_model(Run("smoke", "scenes", "hamlet_resnet18", "no_exchange", 0), settings)
+    whole = training.build_model(Run("smoke", "scenes", "hamlet_resnet18", "no_text", 0), settings)
+    assert not any(block.attention.exchange for block in cut.blocks)
+    assert all(block.attention.exchange for block in whole.blocks)

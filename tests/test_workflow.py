@@ -20,7 +20,12 @@ SEVEN = [
     "dscf_resnet18",
 ]
 CONTROLS = ["gem_resnet18", "gem_mobilenetv3", "mlp_resnet18", "mlp_mobilenetv3"]
-EXTRA = ["hamlet_resnet18-no_text", "hamlet_mobilenetv3-no_text", "gem_resnet18-text"]
+EXTRA = [
+    "hamlet_resnet18-no_text",
+    "hamlet_mobilenetv3-no_text",
+    "hamlet_resnet18-no_exchange",
+    "gem_resnet18-text",
+]
 
 
 @pytest.fixture
@@ -68,7 +73,7 @@ def write(run: Run, record: dict) -> None:
     (run.folder / "result.json").write_text(json.dumps(record, indent=1))
 
 
-def test_every_profile_holds_the_fourteen_runs_in_the_reports_order():
+def test_every_profile_holds_the_fifteen_runs_in_the_reports_order():
     assert workflow.profile_names() == ["paper", "quick", "smoke"]
     for name in workflow.profile_names():
         assert workflow.load_profile(name)["runs"] == SEVEN + CONTROLS + EXTRA
@@ -108,7 +113,7 @@ def test_every_value_carries_its_reason():
         (lambda c: c.update(models={"resnet": {"epochs": 1}}), "unknown model 'resnet'"),
         (
             lambda c: c["runs"].append("gem_resnet18-txt"),
-            "unknown variant 'txt' in .*; valid: default, no_text, text",
+            "unknown variant 'txt' in .*; valid: default, no_text, no_exchange, text",
         ),
         (lambda c: c["runs"].append("gem_resnet18"), "different names"),
     ],
@@ -161,11 +166,12 @@ def test_parameters_merge_and_say_who_uses_text(profile):
         for key in [
             ("hamlet_resnet18", "default"),
             ("hamlet_resnet18", "no_text"),
+            ("hamlet_resnet18", "no_exchange"),
             ("gem_resnet18", "default"),
             ("gem_resnet18", "text"),
         ]
     }
-    assert list(weights.values()) == [True, False, False, True]
+    assert list(weights.values()) == [True, False, True, False, True]
 
 
 def test_a_sound_result_is_accepted(stored):
