@@ -210,7 +210,7 @@ def test_help_names_every_command_option_data_set_and_model(project):
 def test_a_dry_run_changes_nothing(project):
     before = run_all(project, "smoke", "--dry-run", CONDA_PREFIX="")
     assert before.returncode == 0
-    assert "would set up" in before.stdout and "14 configurations x 1 seeds" in before.stdout
+    assert "would set up" in before.stdout and "15 configurations x 1 seeds" in before.stdout
     after = run_all(project, "smoke", "--dry-run", *TWO)
     assert after.returncode == 0, after.stderr
     assert "2 configurations x 1 seeds, 2 runs" in after.stdout
