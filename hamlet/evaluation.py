@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 from torchvision.transforms import v2
 from tqdm import tqdm
@@ -14,6 +15,7 @@ from hamlet.models import RetrievalModel
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KS = (1, 5, 10)
+Rows = np.ndarray | sp.csr_array  # descriptors, one a row
 EQUAL_BYTES = (
     512  # SPARSE's descriptor: 64 codes of an int32 index and a float32 value; a test holds them together
 )
@@ -40,21 +42,31 @@ def embed(
     device: str | torch.device = "cpu",
     bf16: bool = False,
     progress: bool = False,
-) -> np.ndarray:
-    """Descriptors of uint8 images (N, H, W, 3) -> float32 (N, D), L2-normalised, the model in evaluation mode."""
+) -> Rows:
+    """Descriptors of uint8 images (N, H, W, 3) -> float32 (N, D), L2-normalised, the model in evaluation mode.
+
+    SPARSE's come as a CSR array: N dense rows of 8192 values are never held.
+    """
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
         raise ValueError(f"expected uint8 images (N, H, W, 3), got {images.dtype} {images.shape}")
     training, transform, device = model.training, evaluation_transform(image_size), torch.device(device)
     model.eval()
-    out = np.empty((len(images), model.embedding_dim), np.float32)
+    sparse = model.method == "sparse"
+    out = [] if sparse else np.empty((len(images), model.embedding_dim), np.float32)
     for start in tqdm(range(0, len(images), batch_size), desc="embed", disable=not progress, leave=False):
         # a copy: the array may be a read-only memory map
         batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device).permute(0, 3, 1, 2)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             features = model(transform(batch).contiguous(memory_format=torch.channels_last))
-        out[start : start + len(batch)] = features.float().cpu().numpy()
+        rows = features.float().cpu().numpy()
+        if sparse:
+            out.append(sp.csr_array(rows))
+        else:
+            out[start : start + len(batch)] = rows
     model.train(training)
-    return out
+    if not sparse:
+        return out
+    return sp.vstack(out, format="csr") if out else sp.csr_array((0, model.embedding_dim), dtype=np.float32)
 
 
 @dataclass
@@ -63,7 +75,7 @@ class Evaluation:
 
     metrics: dict[str, dict[str, float]]
     per_query: pd.DataFrame
-    embeddings: dict[str, np.ndarray]
+    embeddings: dict[str, Rows]
 
 
 def evaluate(
@@ -85,7 +97,7 @@ def evaluate(
         raise ValueError(
             f"{dataset.name} has no protocol {unknown[0]!r}; it has {', '.join(dataset.protocols)}"
         )
-    embeddings: dict[str, np.ndarray] = {}
+    embeddings: dict[str, Rows] = {}
     metrics: dict[str, dict[str, float]] = {}
     frames = []
     for name in wanted:
@@ -112,7 +124,7 @@ def evaluate(
 
 
 def example_neighbours(
-    dataset: RetrievalDataset, embeddings: dict[str, np.ndarray], examples: int = 12, neighbours: int = 5
+    dataset: RetrievalDataset, embeddings: dict[str, Rows], examples: int = 12, neighbours: int = 5
 ) -> pd.DataFrame:
     """Nearest images of queries spread evenly over the classes of the default protocol: the gallery figure's data.
 
@@ -125,6 +137,7 @@ def example_neighbours(
     classes, first = np.unique(query.labels, return_index=True)
     chosen = first[np.linspace(0, len(classes) - 1, min(examples, len(classes))).round().astype(int)]
     scores = embeddings[protocol.query][chosen] @ embeddings[gallery_name].T
+    scores = scores.toarray() if sp.issparse(scores) else scores
     if protocol.gallery is None:
         scores[np.arange(len(chosen)), chosen] = -np.inf
     rows = []

@@ -264,10 +264,9 @@ def _describe(weights: Path, files: list[Path], image_size: int):
     from hamlet.models import load_model
 
     model = load_model(weights)
-    rows = embed(
+    return embed(
         model, np.stack([decode(f, image_size) for f in files]), image_size, progress=len(files) > 200
     )
-    return sp.csr_matrix(rows) if model.method == "sparse" else rows
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -90,30 +90,38 @@ class CrossScaleAttention(nn.Module):
         levels, b, n, d = x.shape
         qkv = self.qkv(x).reshape(levels, b, n, 3, self.heads, d // self.heads)
         q, k, v = qkv.permute(3, 1, 4, 0, 2, 5).flatten(3, 4).unbind(0)  # (B, heads, L * n, d_h)
-        gate = None
-        logits = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).float()
+        q, gate = q * q.shape[-1] ** -0.5, None
         if self.gate is not None:
             log_gate = self.gate(kept.mean(x)[:, :, None]).float().log_softmax(-1)[:, :, 0].transpose(0, 1)
             gate = log_gate.exp()
-            logits = logits.unflatten(3, (levels, n)).unflatten(2, (levels, n))
-            logits = (logits + log_gate[:, None, :, None, :, None]).flatten(4, 5).flatten(2, 3)
+            # log g joins the product: L more entries of q hold it, and k's pick the key's level
+            level = torch.eye(levels, dtype=k.dtype, device=x.device).repeat_interleave(n, 0)
+            q = torch.cat([q, spread(log_gate.to(q.dtype).repeat_interleave(n, 1), self.heads)], -1)
+            k = torch.cat([k, level.expand(*k.shape[:3], levels)], -1)
+        logits = (q @ k.transpose(-2, -1)).float()
         if not self.exchange:
             level = torch.arange(levels, device=x.device).repeat_interleave(n)
             logits = logits.masked_fill(level[:, None] != level, -math.inf)
-        attention = _masked_softmax(logits, kept.mask, levels).to(v.dtype)
-        mixed = (attention @ v).unflatten(2, (levels, n)).permute(2, 0, 3, 1, 4).flatten(3)
-        return self.out(mixed), gate
+        mixed = _attend(logits, v, kept.mask, levels)
+        return self.out(mixed.unflatten(2, (levels, n)).permute(2, 0, 3, 1, 4).flatten(3)), gate
 
 
-def _masked_softmax(logits: Tensor, mask: Tensor | None, levels: int) -> Tensor:
-    """Softmax of (B, heads, L * n, L * n) over the kept keys; mask (B, n) holds for every level."""
+def spread(x: Tensor, heads: int) -> Tensor:
+    """(B, n, c) -> (B, heads, n, c), the same for every head."""
+    return x[:, None].expand(-1, heads, -1, -1)
+
+
+def _attend(logits: Tensor, v: Tensor, mask: Tensor | None, levels: int) -> Tensor:
+    """Softmax of (B, heads, L * n, L * n) over the kept keys, times v; mask (B, n) holds for every level."""
     if mask is None:
-        return logits.softmax(-1)
+        return logits.softmax(-1).to(v.dtype) @ v
     mask = mask.repeat(1, levels)[:, None, None]
-    if mask.requires_grad:  # DynamicViT: a product, so that the mask learns which dropped tokens were missed
-        weights = logits.softmax(-1) * mask
-        return weights / weights.sum(-1, keepdim=True).clamp(min=1e-6)
-    return logits.masked_fill(mask == 0, -math.inf).softmax(-1)
+    if not mask.requires_grad:
+        return logits.masked_fill(mask == 0, -math.inf).softmax(-1).to(v.dtype) @ v
+    # DynamicViT: a product, so that the mask learns which dropped tokens were missed; divided after the
+    # product with v, which is smaller than the weights
+    weights = logits.softmax(-1).to(v.dtype) * mask.to(v.dtype)
+    return (weights @ v) / weights.sum(-1, keepdim=True, dtype=torch.float32).clamp(min=1e-6).to(v.dtype)
 
 
 class ConvFeedForward(nn.Module):

@@ -93,6 +93,7 @@ class RetrievalModel(nn.Module):
         self.backbone = Backbone(backbone, pretrained)
         self.backbone_name = backbone
         self.options = options
+        self.float32_backbone = False  # under autocast: the backbone alone stays in float32
         # not a class attribute: that would hide a module registered under the same name
         self.text_projection: nn.Module | None = None
 
@@ -116,7 +117,11 @@ class RetrievalModel(nn.Module):
             raise ValueError(
                 f"images are {tuple(images.shape[2:])} px, expected at least 64 px a side; resize them"
             )
-        embedding, losses = self.embed(self.backbone(images))
+        kind = images.device.type
+        mixed = torch.is_autocast_enabled(kind) and not self.float32_backbone
+        with torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=mixed):
+            maps = self.backbone(images)
+        embedding, losses = self.embed(maps)
         embedding = F.normalize(embedding.float(), dim=1)
         return (embedding, losses) if auxiliary else embedding
 

@@ -12,9 +12,28 @@ from torch import Tensor, nn
 from hamlet.models.backbone import GeM, RetrievalModel, descriptor_head
 
 
+class Convolution(nn.Conv2d):
+    """Convolution at the same size that trains as one product where a CPU meets maps of a few cells.
+
+    There a 3x3 convolution of 2000 channels takes up to three times as long as the same product.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int):
+        super().__init__(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = x.shape[2:]
+        size, pad = self.kernel_size[0], self.padding[0]
+        if size == 1 or not self.training or x.device.type != "cpu" or rows * columns > 9:
+            return super().forward(x)
+        cells = F.pad(x, (pad, pad, pad, pad)).permute(0, 2, 3, 1).unfold(1, size, 1).unfold(2, size, 1)
+        cells = cells.permute(0, 1, 2, 4, 5, 3).flatten(3)  # (B, rows, columns, size * size * inputs)
+        return F.linear(cells, self.weight.permute(0, 2, 3, 1).flatten(1)).permute(0, 3, 1, 2)
+
+
 def conv_bn(inputs: int, outputs: int, kernel: int = 1, relu: bool = True) -> nn.Sequential:
     """Convolution at the same size, batch normalisation and, unless told otherwise, ReLU."""
-    layers = [nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(outputs)]
+    layers = [Convolution(inputs, outputs, kernel), nn.BatchNorm2d(outputs)]
     return nn.Sequential(*layers, nn.ReLU()) if relu else nn.Sequential(*layers)
 
 
