@@ -74,8 +74,7 @@ def open_job(
 
 def load_data(dataset: str, settings: dict, root: str | Path | None = None):
     """The data set at the size and limit that the settings ask for."""
-    from hamlet.data import load_dataset
-    from hamlet.training import decode_size
+    from hamlet.data import decode_size, load_dataset
 
     return load_dataset(
         dataset, root=root or None, size=decode_size(settings["image_size"]), limit=settings["limit"]
@@ -198,6 +197,8 @@ def execute(name: str, output: Path, parameters: dict) -> None:
 
     papermill calls a run complete that was killed or timed out, so the caller looks for what it should have made.
     """
+    # jsonschema would compile a grammar of IRIs (a second of every process), which no notebook's schema asks for
+    sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
     from traitlets.config import Config
 
