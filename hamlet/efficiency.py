@@ -144,7 +144,7 @@ def _forked_growth(weights: Path, pixels: torch.Tensor) -> float:
     if not child:
         try:
             for address in held:  # a fork leaves out the libraries' pages: touched again, they count as before
-                ctypes.c_char.from_address(address).value
+                ctypes.c_char.from_address(int(address)).value
             os.write(send, repr(_growth(weights, pixels)).encode())
         except BaseException:
             traceback.print_exc()
@@ -180,7 +180,7 @@ def _measured_apart(weights: list[Path], image: Path) -> list[float]:
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(
-            f"the memory of {', '.join(map(str, weights))} could not be measured: {done.stderr[-800:]}"
+            f"the memory of {', '.join(map(str, weights))} could not be measured: {done.stderr[-2000:]}"
         )
     return json.loads(done.stdout.splitlines()[-1])
 
