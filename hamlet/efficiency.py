@@ -26,12 +26,11 @@ from hamlet.models import count_parameters, load_model
 from hamlet.run import load_data, provenance, write_json
 from hamlet.workflow import digest, load_profile
 
-# hamlet.evaluation and .training are imported where they are used: the process that measures one model's memory
-# starts once per model and needs neither
+# hamlet.evaluation and .training are imported where they are used: a process that measures memory needs neither
 
 WEIGHTS = "model.safetensors"
 WARMUP = 3  # images per model before any is timed
-FORKS = sys.platform == "linux"
+FORKS = os.access("/proc/self/pagemap", os.R_OK)  # Linux; on macOS a fork is not safe
 MEMORY = {
     "cpu": "weights and live tensors for one image, as the growth of a fresh process's resident set from before "
     "the model was loaded to its peak while describing the image (MB of 10^6 bytes).",
@@ -143,8 +142,9 @@ def _forked_growth(weights: Path, pixels: torch.Tensor) -> float:
     child = os.fork()
     if not child:
         try:
-            for address in held:  # a fork leaves out the libraries' pages: touched again, they count as before
-                ctypes.c_char.from_address(int(address)).value
+            # a fork leaves out the libraries' pages: touched again, they count as before
+            for address in held:
+                ctypes.string_at(int(address), 1)
             os.write(send, repr(_growth(weights, pixels)).encode())
         except BaseException:
             traceback.print_exc()
@@ -166,7 +166,7 @@ def peak_memory(weights: list[Path], image: torch.Tensor, device: str) -> list[f
         return [_cuda_memory(path, image) for path in weights]
     if device != "cpu":
         return [None] * len(weights)
-    # on Linux one interpreter imports torch once and forks a process per model; elsewhere fork is not safe
+    # one interpreter that imports torch once and forks a process per model, or else an interpreter per model
     together = [weights] if FORKS else [[path] for path in weights]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "image.npy"
@@ -186,9 +186,10 @@ def _measured_apart(weights: list[Path], image: Path) -> list[float]:
 
 
 def _print_memory(image: Path, *weights: Path) -> None:
+    """The measuring interpreter's work: one model here, several in forked copies; prints a JSON list of MB."""
     torch.set_num_threads(1)  # and no pool of threads, which a fork would lose
-    pixels = torch.from_numpy(np.load(image))
-    print(json.dumps([(_forked_growth if FORKS else _growth)(path, pixels) for path in weights]))
+    pixels, grow = torch.from_numpy(np.load(image)), _growth if len(weights) == 1 else _forked_growth
+    print(json.dumps([grow(path, pixels) for path in weights]))
 
 
 def _cuda_memory(weights: Path, image: torch.Tensor) -> float:
@@ -253,9 +254,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="scenes")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument("--repeats", type=int, help="query images timed per model (default: the profile's)")
-    parser.add_argument(
-        "--memory-of", nargs="+", metavar="IMAGE, WEIGHTS", type=Path, help=argparse.SUPPRESS
-    )
+    parser.add_argument("--memory-of", nargs="+", metavar="IMAGE, WEIGHTS", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.memory_of:
         _print_memory(*given.memory_of)

@@ -10,7 +10,15 @@ import numpy as np
 from hamlet import paths
 from hamlet.data.dataset import DataError, Protocol, RetrievalDataset, Split, assemble, content_hash
 
-__all__ = ["DataError", "Protocol", "RetrievalDataset", "Split", "decode_size", "list_datasets", "load_dataset"]
+__all__ = [
+    "DataError",
+    "Protocol",
+    "RetrievalDataset",
+    "Split",
+    "decode_size",
+    "list_datasets",
+    "load_dataset",
+]
 
 SCENES_PROTOCOLS = {
     "default": Protocol("query", "gallery", "classes never seen in training, query against gallery"),
