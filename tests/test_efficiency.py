@@ -94,7 +94,7 @@ def test_a_forked_process_grows_as_a_fresh_interpreter_does(weights):
 def test_a_model_that_cannot_be_measured_is_named(weights, tmp_path):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no weights")
-    with pytest.raises(RuntimeError, match="broken.safetensors"):
+    with pytest.raises(RuntimeError, match=r"broken\.safetensors"):
         efficiency.peak_memory([broken], torch.rand(1, 3, 64, 64), "cpu")
 
 
