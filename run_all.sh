@@ -17,7 +17,7 @@ usage() {
 
 Commands
   quick   (default) train all configurations on two CPU cores; tables and figures
-  smoke   the same road on a few images, in 3 minutes; its numbers mean nothing
+  smoke   the same road on a few images, in 3 to 4 minutes; its numbers mean nothing
   paper   224 px, batch 32, ImageNet weights, 5 seeds; one GPU or more
   test    lint, every test, the notebooks by nbval   (after --: arguments for pytest)
   lab     JupyterLab on the notebooks                (after --: arguments for JupyterLab)
