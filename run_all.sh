@@ -17,7 +17,7 @@ usage() {
 
 Commands
   quick   (default) train all configurations on two CPU cores; tables and figures
-  smoke   the same road on a few images, in 3 to 8 minutes; its numbers mean nothing
+  smoke   the same road on a few images, in 3 to 4 minutes; its numbers mean nothing
   paper   224 px, batch 32, ImageNet weights, 5 seeds; one GPU or more
   test    lint, every test, the notebooks by nbval   (after --: arguments for pytest)
   lab     JupyterLab on the notebooks                (after --: arguments for JupyterLab)
@@ -252,6 +252,7 @@ fi
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 export PATH="$(dirname "$PYTHON"):$PATH"
 export PYTHONUNBUFFERED=1
+unset PYTHONDONTWRITEBYTECODE # many images of Python set it; then every process would compile 4,000 modules, 12 s each
 case "$COMMAND" in
   lab)
     [ "$(id -u)" -ne 0 ] || REST=(--allow-root ${REST[@]+"${REST[@]}"})

@@ -8,11 +8,13 @@ rotated order, so that drift of the machine falls on every model alike; HAMLET's
 import argparse
 import ctypes
 import gc
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +26,11 @@ from hamlet.models import count_parameters, load_model
 from hamlet.run import load_data, provenance, write_json
 from hamlet.workflow import digest, load_profile
 
-# hamlet.evaluation and .training are imported where they are used: the process that measures one model's memory
-# starts once per model and needs neither
+# hamlet.evaluation and .training are imported where they are used: a process that measures memory needs neither
 
 WEIGHTS = "model.safetensors"
 WARMUP = 3  # images per model before any is timed
+FORKS = os.access("/proc/self/pagemap", os.R_OK)  # Linux; on macOS a fork is not safe
 MEMORY = {
     "cpu": "weights and live tensors for one image, as the growth of a fresh process's resident set from before "
     "the model was loaded to its peak while describing the image (MB of 10^6 bytes).",
@@ -107,11 +109,9 @@ def _status(field: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _memory_in_this_process(weights: Path, image: Path) -> float:
+def _growth(weights: Path, pixels: torch.Tensor) -> float:
     """MB by which describing the image raises this process's peak over what it held before the model."""
-    torch.set_num_threads(1)
     torch.nn.functional.conv2d(torch.zeros(1, 3, 8, 8), torch.zeros(4, 3, 3, 3))  # libraries come first
-    pixels = torch.from_numpy(np.load(image))
     before = _status("VmRSS")
     model = load_model(weights)
     gc.collect()
@@ -123,21 +123,73 @@ def _memory_in_this_process(weights: Path, image: Path) -> float:
     return (_status("VmHWM") - before) / 1e6
 
 
-def peak_memory(weights: Path, image: torch.Tensor, device: str) -> float | None:
-    """MB needed to describe one image (1,3,H,W), as MEMORY says; None on a device not named there."""
+def _file_pages() -> np.ndarray:
+    """Addresses of this process's resident pages of mapped files, that is of its libraries."""
+    size, found = os.sysconf("SC_PAGE_SIZE"), [np.empty(0, np.int64)]
+    with open("/proc/self/maps") as maps, open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        for span, rights, _, _, inode, *_ in map(str.split, maps):
+            first, end = (int(address, 16) // size for address in span.split("-"))
+            if inode != "0" and rights.startswith("r"):
+                entries = np.frombuffer(os.pread(pagemap.fileno(), 8 * (end - first), 8 * first), np.uint64)
+                found.append((first + np.flatnonzero(entries >> np.uint64(63))) * size)
+    return np.concatenate(found)
+
+
+def _forked_growth(weights: Path, pixels: torch.Tensor) -> float:
+    """``_growth`` in a copy of this process, which holds torch and no model."""
+    held = _file_pages()
+    receive, send = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            # a fork leaves out the libraries' pages: touched again, they count as before
+            for address in held:
+                ctypes.string_at(int(address), 1)
+            os.write(send, repr(_growth(weights, pixels)).encode())
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(0)
+    os.close(send)
+    with open(receive) as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    if not answer:
+        raise RuntimeError(f"the process that measured {weights} ended without an answer")
+    return float(answer)
+
+
+def peak_memory(weights: list[Path], image: torch.Tensor, device: str) -> list[float | None]:
+    """MB that each model needs to describe one image (1,3,H,W), as MEMORY says; None on a device not named there."""
     if device == "cuda":
-        return _cuda_memory(weights, image)
+        return [_cuda_memory(path, image) for path in weights]
     if device != "cpu":
-        return None
+        return [None] * len(weights)
+    # one interpreter that imports torch once and forks a process per model, or else an interpreter per model
+    together = [weights] if FORKS else [[path] for path in weights]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "image.npy"
         np.save(file, image.numpy())
-        command = [sys.executable, "-m", "hamlet.efficiency", "--memory-of", str(weights), str(file)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(paths.ROOT)}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        return [megabytes for part in together for megabytes in _measured_apart(part, file)]
+
+
+def _measured_apart(weights: list[Path], image: Path) -> list[float]:
+    command = [sys.executable, "-m", "hamlet.efficiency", "--memory-of", str(image), *map(str, weights)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(paths.ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
-        raise RuntimeError(f"the memory of {weights} could not be measured: {done.stderr[-800:]}")
-    return float(done.stdout.split()[-1])
+        raise RuntimeError(
+            f"the memory of {', '.join(map(str, weights))} could not be measured: {done.stderr[-2000:]}"
+        )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _print_memory(image: Path, *weights: Path) -> None:
+    """The measuring interpreter's work: one model here, several in forked copies; prints a JSON list of MB."""
+    torch.set_num_threads(1)  # and no pool of threads, which a fork would lose
+    pixels, grow = torch.from_numpy(np.load(image)), _growth if len(weights) == 1 else _forked_growth
+    print(json.dumps([grow(path, pixels) for path in weights]))
 
 
 def _cuda_memory(weights: Path, image: torch.Tensor) -> float:
@@ -184,7 +236,7 @@ def measure(profile: str, dataset: str, device: str = "auto", repeats: int | Non
 def compare(weights: dict[str, Path], images: torch.Tensor, device: str = "cpu") -> dict[str, dict]:
     """Every cost of every model on float images (N,3,H,W): name -> latency_ms, latency_ms_q25, latency_ms_q75,
     memory_mb, parameters, macs, descriptor_bytes."""
-    memory = {name: peak_memory(path, images[:1], device) for name, path in weights.items()}
+    memory = dict(zip(weights, peak_memory(list(weights.values()), images[:1], device), strict=True))
     models, images = {name: load_model(path, device) for name, path in weights.items()}, images.to(device)
     spent, rows = latencies(models, images), {}
     for name, model in models.items():
@@ -202,12 +254,10 @@ def main() -> None:
     parser.add_argument("--dataset", default="scenes")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument("--repeats", type=int, help="query images timed per model (default: the profile's)")
-    parser.add_argument(
-        "--memory-of", nargs=2, metavar=("WEIGHTS", "IMAGE"), type=Path, help=argparse.SUPPRESS
-    )
+    parser.add_argument("--memory-of", nargs="+", metavar="IMAGE, WEIGHTS", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.memory_of:
-        print(_memory_in_this_process(*given.memory_of))
+        _print_memory(*given.memory_of)
     else:
         print(measure(given.profile, given.dataset, given.device, given.repeats))
 

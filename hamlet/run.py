@@ -5,6 +5,7 @@
 """
 
 import argparse
+import gc
 import hashlib
 import json
 import os
@@ -61,6 +62,7 @@ def open_job(
     Raises:
         ValueError: unknown profile, model, variant or parameter, or a wrong type, with the valid ones.
     """
+    gc.set_threshold(50_000)  # imports make objects that stay: looking through them every 700 costs a second
     run = Run(profile, dataset, model, variant, seed)
     known = workflow.load_profile(profile)["runs"]
     if run.run_name not in known:
@@ -74,8 +76,7 @@ def open_job(
 
 def load_data(dataset: str, settings: dict, root: str | Path | None = None):
     """The data set at the size and limit that the settings ask for."""
-    from hamlet.data import load_dataset
-    from hamlet.training import decode_size
+    from hamlet.data import decode_size, load_dataset
 
     return load_dataset(
         dataset, root=root or None, size=decode_size(settings["image_size"]), limit=settings["limit"]
@@ -175,6 +176,7 @@ def store(job: Job, data, model, untrained, trained, evaluation) -> Path:
     }
     record = json.loads(json.dumps(record, allow_nan=False))
     write_json(job.folder / "result.json", record | {"digest": workflow.digest(record)})
+    gc.freeze()  # the process ends soon: no search of 4,000 modules for cycles, which takes above a second
     return job.folder / "result.json"
 
 
@@ -198,6 +200,8 @@ def execute(name: str, output: Path, parameters: dict) -> None:
 
     papermill calls a run complete that was killed or timed out, so the caller looks for what it should have made.
     """
+    # jsonschema would compile a grammar of IRIs (a second of every process), which no notebook's schema asks for
+    sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
     from traitlets.config import Config
 

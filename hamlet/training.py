@@ -36,11 +36,6 @@ CLIP_NORM = 5.0  # far above a healthy step's gradient norm; it only stops a sin
 CHECKPOINT_SECONDS = 30.0  # what a kill may cost at most, beyond one epoch
 
 
-def decode_size(image_size: int) -> int:
-    """Side of the decoded cache: 8/7 of the evaluation size (256 for 224), room for random crops."""
-    return round(image_size * 8 / 7)
-
-
 def choose_device(device: str = "auto") -> torch.device:
     """ "auto" -> cuda, else mps, else cpu; a device that is named must be there."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}

@@ -81,12 +81,29 @@ def test_compare_gives_every_cost(weights):
     assert rows["gem_resnet18"]["macs"] > 4 * rows["gem_mobilenetv3"]["macs"]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not efficiency.FORKS, reason="measured by forks on Linux alone")
+def test_a_forked_process_grows_as_a_fresh_interpreter_does(weights):
+    image, files = torch.rand(1, 3, 64, 64), list(weights.values())
+    forked = efficiency.peak_memory(files, image, "cpu")
+    fresh = [efficiency.peak_memory([file], image, "cpu")[0] for file in files]
+    assert forked == pytest.approx(fresh, rel=0.1, abs=4)  # loading alone varies by some MB from call to call
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_measured_is_named(weights, tmp_path):
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no weights")
+    with pytest.raises(RuntimeError, match=r"broken\.safetensors"):
+        efficiency.peak_memory([broken], torch.rand(1, 3, 64, 64), "cpu")
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_memory_on_a_card_holds_the_weights(weights):
     image = torch.rand(1, 3, 64, 64)
     megabytes = 4 * sum(p.numel() for p in models.load_model(weights["gem_resnet18"]).parameters()) / 1e6
-    assert megabytes <= efficiency.peak_memory(weights["gem_resnet18"], image, "cuda") < megabytes + 80
+    assert megabytes <= efficiency.peak_memory([weights["gem_resnet18"]], image, "cuda")[0] < megabytes + 80
 
 
 def test_measure_writes_a_sealed_record_of_every_run(tmp_path, monkeypatch):

@@ -10,7 +10,15 @@ import numpy as np
 from hamlet import paths
 from hamlet.data.dataset import DataError, Protocol, RetrievalDataset, Split, assemble, content_hash
 
-__all__ = ["DataError", "Protocol", "RetrievalDataset", "Split", "list_datasets", "load_dataset"]
+__all__ = [
+    "DataError",
+    "Protocol",
+    "RetrievalDataset",
+    "Split",
+    "decode_size",
+    "list_datasets",
+    "load_dataset",
+]
 
 SCENES_PROTOCOLS = {
     "default": Protocol("query", "gallery", "classes never seen in training, query against gallery"),
@@ -19,6 +27,11 @@ SCENES_PROTOCOLS = {
     ),
     "validation": Protocol("validation", None, "validation classes, leave-one-out"),
 }
+
+
+def decode_size(image_size: int) -> int:
+    """Side of the decoded cache: 8/7 of the evaluation size (256 for 224), room for random crops."""
+    return round(image_size * 8 / 7)
 
 
 def _resized(native: np.ndarray, size: int) -> Iterator[np.ndarray]:
