@@ -30,10 +30,11 @@ from hamlet.workflow import digest, load_profile
 
 WEIGHTS = "model.safetensors"
 WARMUP = 3  # images per model before any is timed
+MEMORY_REPEATS = 5  # processes per model whose memory is measured, or fewer where fewer images are timed
 FORKS = os.access("/proc/self/pagemap", os.R_OK)  # Linux; on macOS a fork is not safe
 MEMORY = {
-    "cpu": "weights and live tensors for one image, as the growth of a fresh process's resident set from before "
-    "the model was loaded to its peak while describing the image (MB of 10^6 bytes).",
+    "cpu": "weights and live tensors for one image, as the growth of a new process's resident set from before the "
+    "model was loaded to its peak while describing the image; median of several processes (MB of 10^6 bytes).",
     "cuda": "peak allocated on the card for weights and live tensors of one image (MB of 10^6 bytes).",
 }
 
@@ -234,18 +235,25 @@ def measure(profile: str, dataset: str, device: str = "auto", repeats: int | Non
 
 
 def compare(weights: dict[str, Path], images: torch.Tensor, device: str = "cpu") -> dict[str, dict]:
-    """Every cost of every model on float images (N,3,H,W): name -> latency_ms, latency_ms_q25, latency_ms_q75,
-    memory_mb, parameters, macs, descriptor_bytes."""
-    memory = dict(zip(weights, peak_memory(list(weights.values()), images[:1], device), strict=True))
+    """Every cost of every model on float images (N,3,H,W): name -> latency_ms and memory_mb, each with its quartiles
+    (_q25, _q75), parameters, macs, descriptor_bytes."""
+    # the allocator's luck moves one measurement by some per cent
+    repeats = [peak_memory(list(weights.values()), images[:1], device) for _ in images[:MEMORY_REPEATS]]
+    memory = dict(zip(weights, zip(*repeats, strict=True), strict=True))
     models, images = {name: load_model(path, device) for name, path in weights.items()}, images.to(device)
     spent, rows = latencies(models, images), {}
     for name, model in models.items():
-        low, median, high = map(float, np.percentile(spent[name], [25, 50, 75]))
-        rows[name] = {"latency_ms": median, "latency_ms_q25": low, "latency_ms_q75": high}
-        rows[name] |= {"memory_mb": memory[name], "parameters": count_parameters(model)}
+        rows[name] = _quartiles("latency_ms", spent[name]) | _quartiles("memory_mb", memory[name])
+        rows[name]["parameters"] = count_parameters(model)
         rows[name]["macs"] = multiply_adds(model, images[:16])
         rows[name]["descriptor_bytes"] = model.descriptor_bytes
     return rows
+
+
+def _quartiles(name: str, values) -> dict[str, float | None]:
+    """Median under ``name``, quartiles under name_q25 and name_q75; None where nothing could be measured."""
+    found = [None] * 3 if None in list(values) else map(float, np.percentile(values, [50, 25, 75]))
+    return dict(zip((name, f"{name}_q25", f"{name}_q75"), found, strict=True))
 
 
 def main() -> None:
