@@ -46,7 +46,7 @@ profiles() { for f in "$ROOT"/workflow/*.yaml; do f="${f##*/}"; [ "$f" = reports
 models() { sed -n '/^runs:/,$s/^  - \([A-Za-z0-9_-]*\).*/\1/p' "$ROOT/workflow/$1.yaml"; }
 is_in() { local x; for x in $2; do [ "$x" = "$1" ] && return 0; done; return 1; }
 listed() { echo $1 | sed 's/ /, /g'; }
-whole() { case "$2" in "" | *[!0-9]* | 0*) die "$1 takes a whole number of at least 1, got '$2'" ;; esac; }
+whole() { case "$2" in "" | *[!0-9]* | 0* | ?????*) die "$1 takes a whole number from 1 to 9999, got '$2'" ;; esac; }
 cores() { nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2; }
 
 # ---- arguments -------------------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ while [ $# -gt 0 ]; do
     -h | --help) usage; exit 0 ;;
     --dataset) DATASET="$1"; shift ;;
     --data-root) DATA_ROOT="$1"; shift ;;
-    --models) MODELS="$1"; shift ;;
+    --models) MODELS="$1"; shift; [ -n "${MODELS//,/}" ] || die "--models takes names, got '$MODELS'; valid: $(listed "$(models quick)")" ;;
     --seeds) whole --seeds "$1"; SEEDS="$1"; shift ;;
     --jobs) whole --jobs "$1"; JOBS="$1"; shift ;;
     --fresh) FRESH=1 ;;

@@ -267,6 +267,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args(argv)
+    if args.jobs is not None and args.jobs < 1:
+        parser.error(f"--jobs takes a whole number of at least 1, got {args.jobs}")
     try:
         build = Build(args.profile, args.dataset, args.models, args.seeds)
     except ValueError as error:

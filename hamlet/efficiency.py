@@ -202,12 +202,13 @@ def _cuda_memory(weights: Path, image: torch.Tensor) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
-def measure(profile: str, dataset: str, device: str = "auto", repeats: int | None = None) -> Path:
-    """Measure every stored run of the profile on ``repeats`` images (default: the profile's); returns the
-    result.json written."""
+def measure(profile: str, dataset: str, device: str | None = None, repeats: int | None = None) -> Path:
+    """Measure every stored run of the profile on ``repeats`` images (device, repeats: the profile's where not
+    given); returns the result.json written."""
     from hamlet.training import choose_device
 
-    wanted = load_profile(profile)["efficiency"]
+    loaded = load_profile(profile)
+    wanted, device = loaded["efficiency"], device or loaded["parameters"]["device"]
     repeats, size = repeats or wanted["repeats"], wanted["image_size"]
     device, threads = choose_device(device).type, torch.get_num_threads()
     folders = stored_runs(profile, dataset)
@@ -260,7 +261,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m hamlet.efficiency", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="quick")
     parser.add_argument("--dataset", default="scenes")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], help="default: the profile's")
     parser.add_argument("--repeats", type=int, help="query images timed per model (default: the profile's)")
     parser.add_argument("--memory-of", nargs="+", metavar="IMAGE, WEIGHTS", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -64,6 +64,8 @@ def open_job(
     """
     gc.set_threshold(50_000)  # imports make objects that stay: looking through them every 700 costs a second
     run = Run(profile, dataset, model, variant, seed)
+    if dataset not in workflow.DATASETS:
+        raise ValueError(f"unknown data set {dataset!r}; valid: {', '.join(workflow.DATASETS)}")
     known = workflow.load_profile(profile)["runs"]
     if run.run_name not in known:
         raise ValueError(f"profile {profile!r} has no run {run.run_name!r}; it has {', '.join(known)}")

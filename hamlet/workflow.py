@@ -19,6 +19,8 @@ import yaml
 
 from hamlet import paths
 
+DATASETS = ("scenes", "grocery", "folder", "cifar10", "flowers102", "pets")  # a test holds it to hamlet.data
+MOST_SEEDS = 1000
 VARIANTS = ("default", "no_text", "no_exchange", "text")
 # name -> (type, smallest, largest); None as a largest: no bound. Strings list their choices instead.
 FIELDS = {
@@ -120,8 +122,8 @@ def check_values(values: dict, where: str, fields: dict = FIELDS) -> dict:
 
 
 def _seeds(value: object, where: str) -> int:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{where}: seeds must be a whole number of at least 1, got {value!r}")
+    if type(value) is not int or not 1 <= value <= MOST_SEEDS:
+        raise ValueError(f"{where}: seeds must be a whole number in 1..{MOST_SEEDS}, got {value!r}")
     return value
 
 
@@ -172,6 +174,7 @@ def expand(
     profile's number of seeds. Raises ValueError for an unknown name.
     """
     loaded = load_profile(profile)
+    _one_of(dataset, DATASETS, "data set")
     for name in models or []:
         _one_of(name, loaded["runs"], "model", f"profile {profile!r}")
     chosen = [name for name in loaded["runs"] if not models or name in models]

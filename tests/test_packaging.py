@@ -13,7 +13,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from hamlet import paths
+from hamlet import paths, workflow
 from hamlet.data import list_datasets
 
 SUPPORTED = ("3.11", "3.12", "3.13")
@@ -124,7 +124,7 @@ def test_the_supported_pythons_are_the_ones_that_run_all_looks_for(project):
 
 def test_run_all_knows_the_data_sets_of_the_package():
     listed = re.search(r'^DATASETS="(.*)"$', (paths.ROOT / "run_all.sh").read_text(), re.M)[1]
-    assert sorted(listed.split()) == sorted(list_datasets())
+    assert sorted(listed.split()) == sorted(list_datasets()) == sorted(workflow.DATASETS)
 
 
 def test_the_scripts_are_executable_and_parse():

@@ -79,6 +79,7 @@ def test_a_notebook_without_a_result_is_a_failure(tmp_path, monkeypatch):
     [
         ({"model": "gem_resnet19"}, "it has hamlet_resnet18"),
         ({"profile": "fast"}, "valid: paper, quick, smoke"),
+        ({"dataset": "foo"}, "unknown data set 'foo'; valid: scenes, grocery"),
         ({"seed": -1}, "seed must be"),
         ({"overrides": {"learning_rte": 1e-3}}, "learning_rate"),
         ({"overrides": {"learning_rate": "1e-3"}}, "must be float"),

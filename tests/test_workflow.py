@@ -145,6 +145,10 @@ def test_expand_runs_seed_by_seed(profile):
     assert [run.run_name for run in only] == ["gem_resnet18-text"]
     with pytest.raises(ValueError, match=r"unknown model 'gem'.*valid: gem_resnet18, gem_resnet18-text"):
         workflow.expand(name, "scenes", models=["gem"])
+    with pytest.raises(ValueError, match="unknown data set 'foo'; valid: scenes, grocery"):
+        workflow.expand(name, "foo")
+    with pytest.raises(ValueError, match="1..1000, got 1001"):
+        workflow.expand(name, "scenes", seeds=1001)
 
 
 def test_parameters_merge_and_say_who_uses_text(profile):

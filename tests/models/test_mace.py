@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hamlet.models.mace import AdaptiveContext
+from hamlet.models.mace import AdaptiveContext, Convolution
 
 
 @pytest.fixture(params=[1, 2, 3, 6])
@@ -83,3 +83,17 @@ def test_every_scale_reaches_the_descriptor(fresh, images):
             assert (model(images) - whole).abs().max() > 1e-4
             context.fuse[1].weight.copy_(kept)
         assert torch.equal(model(images), whole)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (3, 3), (4, 5)])
+def test_the_product_on_tiny_maps_is_the_convolution(kernel, size):
+    torch.manual_seed(0)
+    layer = Convolution(5, 4, kernel).double().to(memory_format=torch.channels_last)
+    x = torch.randn(2, 5, *size, dtype=torch.double, requires_grad=True)
+    gradients = []
+    for training in (True, False):  # evaluation always takes the convolution
+        y = layer.train(training)(x)
+        torch.testing.assert_close(y, torch.nn.functional.conv2d(x, layer.weight, padding=kernel // 2))
+        gradients.append(torch.autograd.grad(y.square().sum(), (x, layer.weight)))
+    torch.testing.assert_close(*gradients)
