@@ -147,7 +147,7 @@ def test_expand_runs_seed_by_seed(profile):
         workflow.expand(name, "scenes", models=["gem"])
     with pytest.raises(ValueError, match="unknown data set 'foo'; valid: scenes, grocery"):
         workflow.expand(name, "foo")
-    with pytest.raises(ValueError, match="1..1000, got 1001"):
+    with pytest.raises(ValueError, match=r"1\.\.1000, got 1001"):
         workflow.expand(name, "scenes", seeds=1001)
 
 
