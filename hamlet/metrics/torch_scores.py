@@ -29,7 +29,8 @@ class TorchScores:
         q = self.query[begin:end].double()
         self.exact = torch.ldexp(q, -torch.frexp(q.abs().amax(1, keepdim=True)).exponent)
         norms = self.exact.square().sum(1).sqrt().cpu().numpy()
-        self.noise = torch.from_numpy(error_bound(norms, self.largest * self.unit, q.shape[1])).to(q.device)
+        flat, self.slope = error_bound(norms, self.largest * self.unit, q.shape[1])
+        self.flat = torch.from_numpy(flat).to(q.device)
 
     def _pairs(self, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
         parts = zip(rows.split(PAIRS), cols.split(PAIRS), strict=True)
@@ -58,7 +59,7 @@ class TorchScores:
         rising = np.full((b - a, max(1, count.max())), np.inf)  # slot t from the end: values fall, these rise
         rising[row, count[row] - 1 - place] = values[ptr[a] : ptr[b]]
         rising = torch.from_numpy(rising).to(device)
-        noise = self.noise[a:b, None]
+        noise = self.flat[a:b, None] + self.slope * rising.abs().nan_to_num(posinf=0)
         sure, maybe = (rising + noise).float(), (rising - noise).float()
         width = rising.shape[1] + 1
         beaten = torch.zeros((b - a) * width, dtype=torch.int64, device=device)
