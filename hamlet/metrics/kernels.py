@@ -7,8 +7,7 @@ than that is decided, and the few others are decided by ``dot``. Ranks therefore
 thread or gallery order.
 
 The work per gallery item does not grow with the number of positives: a query keeps one grid of bins over the
-range of its positives for the whole gallery (``lay_grid``), an item adds one to its bin (``count_tile``), and
-bins turn into ranks once, at the end (``count_bins``).
+range of its positives for the whole gallery (``lay_grid``); an item's bin says which positives stand next to it.
 """
 
 from collections import namedtuple
@@ -19,10 +18,9 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-BINS = 16  # per positive: with fewer, more items meet a positive in their bin; with more, the table leaves the cache
-LEAST, MOST = 512, 2**22  # bins of a query
-WRAP = 2**15  # items of one bin after which its count of 15 bits starts again
-Grid = namedtuple("Grid", "low scale top table start next skip_next")  # see lay_grid
+BINS, LEAST, MOST = 4, 512, 2**22  # bins per positive; fewest and most bins of a query
+LOOK = 4  # positives that an item is compared with at once
+Grid = namedtuple("Grid", "low scale top start near next skip_next")  # see lay_grid
 
 
 def compiled(function):
@@ -125,13 +123,13 @@ def _bin(score, low, scale, top):
 
 @compiled
 def lay_grid(ptr, skip_ptr, values, flat, slope, grid):
-    """Lay each query's bins from its lowest to its highest positive; mark those within reach of a positive.
+    """Lay each query's bins from its lowest to its highest positive.
 
     ptr, values: the positives' exact scores, falling per query. A tile's score s is off by at most
     flat + slope |s|. Fills grid, one row per query: low, scale, top: bins 1 to top - 1 reach from the lowest
-    positive to the highest; table: 2 count + near, with count 0, and near 1 where a positive may lie in the
-    bin; start: positives surely ahead of all of BINS neighbouring bins; next, skip_next: the first positive
-    and the first skipped item that no tile has passed.
+    positive to the highest; start: for each bin, the positives that surely beat all its items; near: the
+    scores in the tile's type, then LOOK times -inf; next, skip_next: the first positive and the first skipped
+    item that no tile has passed.
     """
     real = grid.low.dtype.type
     for i in range(ptr.shape[0] - 1):
@@ -143,17 +141,15 @@ def lay_grid(ptr, skip_ptr, values, flat, slope, grid):
         lowest = v[-1] - (flat[i] + slope * abs(v[-1]))
         width = v[0] + (flat[i] + slope * abs(v[0])) - lowest
         grid.low[i], grid.scale[i], grid.top[i] = lowest, size / max(width, 1e-30), size + 1
-        low, scale, top = grid.low[i], grid.scale[i], grid.top[i]
-        table, start, group = grid.table[i, : size + 2], grid.start[i], (size + 1) // BINS
-        table[:] = 0
+        low, scale, top, b = grid.low[i], grid.scale[i], grid.top[i], size + 1
         for t in range(v.shape[0]):
-            margin = flat[i] + slope * abs(v[t])
-            below = _bin(real(v[t] - margin), low, scale, top)
-            table[below : _bin(real(v[t] + margin), low, scale, top) + 1] = 1
-            while group >= 0 and below < group * BINS + BINS:
-                start[group] = t
-                group -= 1
-        start[: group + 1] = v.shape[0]
+            grid.near[i, t] = v[t]
+            below = _bin(real(v[t] - (flat[i] + slope * abs(v[t]))), low, scale, top)
+            while b >= below:
+                grid.start[i, b] = t
+                b -= 1
+        grid.start[i, : b + 1] = v.shape[0]
+        grid.near[i, v.shape[0] : v.shape[0] + LOOK] = -np.inf
 
 
 @compiled
@@ -169,7 +165,7 @@ def _leave_out(row, first, idx, at, end):
 def count_tile(
     tile, begin, end, first, raw, query, unit, flat, slope, ptr, idx, skip_ptr, skip_idx, values, grid, ahead
 ):
-    """Count one tile's negatives: most in the bins of ``grid``, those near a positive in ``ahead``.
+    """Add one tile's negatives to ``ahead``.
 
     tile (b, n) float32 or float64 scores of gallery rows first.. (overwritten where not negative); raw
     (n, D) and query (b, D): what ``dot`` decides by, times ``unit``; flat (b,), slope: bound on |tile - dot|,
@@ -179,48 +175,33 @@ def count_tile(
     a block by rows).
     """
     n = tile.shape[1]
-    bins, chosen = np.empty(n, np.int32), np.empty(n + 1, np.int32)
+    bins, unsure = np.empty(n, np.int32), np.empty(n + 1, np.int32)
     for i in range(begin, end):
-        v, row, slot = values[ptr[i] : ptr[i + 1]], tile[i], ptr[i] + i
+        v, row, slot = values[ptr[i] : ptr[i + 1]], tile[i], ahead[ptr[i] + i : ptr[i + 1] + i + 1]
         if v.shape[0] == 0:
             continue
         grid.next[i] = _leave_out(row, first, idx, grid.next[i], ptr[i + 1])
         grid.skip_next[i] = _leave_out(row, first, skip_idx, grid.skip_next[i], skip_ptr[i + 1])
-        low, scale, top, table, start = grid.low[i], grid.scale[i], grid.top[i], grid.table[i], grid.start[i]
+        low, scale, top, start, near = grid.low[i], grid.scale[i], grid.top[i], grid.start[i], grid.near[i]
         for j in range(n):  # a loop of its own: the compiler turns it into vector instructions
             bins[j] = _bin(row[j], low, scale, top)
-        found = 0
-        for j in range(n):
-            entry = table[bins[j]]
-            table[bins[j]] = entry + 2  # 16 bits: wraps to 0
-            chosen[found] = j
-            found += (entry & 1) | (entry == 2 * WRAP - 2)
+        found, least, rate = 0, type(top)(flat[i]), type(top)(slope)
+        for j in range(n):  # without branches, which could not be predicted
+            p, margin, sure, maybe = start[bins[j]], least + rate * abs(row[j]), 0, 0
+            for k in range(LOOK):
+                sure += near[p + k] > row[j] + margin
+                maybe += near[p + k] > row[j] - margin
+            missed = (sure != maybe) | (maybe == LOOK)
+            slot[p + sure] += 1 - missed
+            unsure[found] = j
+            found += missed
         for t in range(found):
-            s, b = np.float64(row[chosen[t]]), bins[chosen[t]]
+            s = np.float64(row[unsure[t]])
             margin = flat[i] + slope * abs(s)
-            p = _first_at_most(v, s + margin, start[b // BINS])
-            if table[b] & 1 == 0:
-                ahead[slot + p] += WRAP
-                continue
-            if margin > 0 and p < v.shape[0] and v[p] >= s - margin:
-                p = _first_at_most(v, dot(query[i], raw[chosen[t]]) * unit, p)
-            ahead[slot + p] += 1
-
-
-@compiled
-def count_bins(ptr, values, grid, ahead):
-    """Add to ``ahead`` the bins that no positive comes near; all their items stand between the same two."""
-    real = grid.low.dtype.type
-    for i in range(ptr.shape[0] - 1):
-        v, t = values[ptr[i] : ptr[i + 1]], 0
-        if v.shape[0] == 0:
-            continue
-        low, scale, top = grid.low[i], grid.scale[i], grid.top[i]
-        for b in range(np.int64(top), 0, -1):  # bin 0 lies below every positive
-            if grid.table[i, b] & 1 == 0:
-                while t < v.shape[0] and _bin(real(v[t]), low, scale, top) > b:
-                    t += 1
-                ahead[ptr[i] + i + t] += grid.table[i, b] >> 1
+            p = _first_at_most(v, s + margin, start[bins[unsure[t]]])
+            if margin > 0 and p < v.shape[0] and v[p] > s - margin:
+                p = _first_at_most(v, dot(query[i], raw[unsure[t]]) * unit, p)
+            slot[p] += 1
 
 
 @compiled

@@ -121,7 +121,6 @@ class Dense:
                 tile = buffer.reshape(-1)[: (b - a) * len(raw)].reshape(b - a, len(raw))
                 np.matmul(self.approximate[a:b], single.T, out=tile)
                 counter.add(a, tile, first, raw, self.exact[a:b], self.unit)
-        counter.finish()
 
 
 class Sparse:
@@ -162,7 +161,6 @@ class Sparse:
         counter = Counter(lists, values, exact, 0.0, np.float64, ahead, pool, threads)
         for a, tile in self.tiles():
             counter.add(a, tile, 0, self.raw, np.zeros((len(tile), 1)), 1.0)
-        counter.finish()
 
 
 class Counter:
@@ -176,7 +174,7 @@ class Counter:
         bins = min(max(kernels.BINS * most, kernels.LEAST), kernels.MOST) + 2
         self.grid = kernels.Grid(
             low=np.empty(b, dtype), scale=np.empty(b, dtype), top=np.empty(b, dtype),
-            table=np.empty((b, bins), np.uint16), start=np.empty((b, bins // kernels.BINS + 1), np.int32),
+            start=np.empty((b, bins), np.int32), near=np.empty((b, most + kernels.LOOK), dtype),
             next=np.empty(b, np.int64), skip_next=np.empty(b, np.int64),
         )  # fmt: skip
         kernels.lay_grid(ptr, skip_ptr, values, flat, slope, self.grid)
@@ -196,9 +194,6 @@ class Counter:
             )  # fmt: skip
 
         list(self.pool.map(share, work) if self.threads > 1 else map(share, work))
-
-    def finish(self) -> None:
-        kernels.count_bins(self.lists[0], self.values, self.grid, self.ahead)
 
 
 def thread_pool(threads: int) -> ThreadPoolExecutor:
