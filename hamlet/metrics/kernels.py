@@ -18,9 +18,9 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-BINS, LEAST, MOST = 4, 512, 2**22  # bins per positive; fewest and most bins of a query
 LOOK = 4  # positives that an item is compared with at once
-Grid = namedtuple("Grid", "low scale top start near next skip_next")  # see lay_grid
+ONE = np.uint64(1)  # unsigned indices spare the compiled code a check for negative ones
+Grid = namedtuple("Grid", "low scale top start next skip_next")  # see lay_grid
 
 
 def compiled(function):
@@ -122,34 +122,41 @@ def _bin(score, low, scale, top):
 
 
 @compiled
+def bins_for(positives):
+    """Number of bins: many per positive, so that few items share a bin with one, but within the cache."""
+    return min(max(512, 4 * positives, min(16 * positives, 16384)), 2**22)
+
+
+@compiled
 def lay_grid(ptr, skip_ptr, values, flat, slope, grid):
     """Lay each query's bins from its lowest to its highest positive.
 
     ptr, values: the positives' exact scores, falling per query. A tile's score s is off by at most
     flat + slope |s|. Fills grid, one row per query: low, scale, top: bins 1 to top - 1 reach from the lowest
-    positive to the highest; start: for each bin, the positives that surely beat all its items; near: the
-    scores in the tile's type, then LOOK times -inf; next, skip_next: the first positive and the first skipped
-    item that no tile has passed.
+    positive to the highest; start: for each bin, twice the number of positives that surely beat all its items,
+    plus 1 if another may lie in it; next, skip_next: the first positive and the first skipped item that no
+    tile has passed.
     """
     real = grid.low.dtype.type
     for i in range(ptr.shape[0] - 1):
-        v = values[ptr[i] : ptr[i + 1]]
+        v, start = values[ptr[i] : ptr[i + 1]], grid.start[i]
         grid.next[i], grid.skip_next[i] = ptr[i], skip_ptr[i]
         if v.shape[0] == 0:
             continue
-        size = min(max(BINS * v.shape[0], LEAST), MOST)
+        size = bins_for(v.shape[0])
         lowest = v[-1] - (flat[i] + slope * abs(v[-1]))
         width = v[0] + (flat[i] + slope * abs(v[0])) - lowest
         grid.low[i], grid.scale[i], grid.top[i] = lowest, size / max(width, 1e-30), size + 1
         low, scale, top, b = grid.low[i], grid.scale[i], grid.top[i], size + 1
         for t in range(v.shape[0]):
-            grid.near[i, t] = v[t]
-            below = _bin(real(v[t] - (flat[i] + slope * abs(v[t]))), low, scale, top)
+            margin = flat[i] + slope * abs(v[t])
+            below, above = _bin(real(v[t] - margin), low, scale, top), _bin(real(v[t] + margin), low, scale, top)
             while b >= below:
-                grid.start[i, b] = t
+                start[b] = 2 * t
                 b -= 1
-        grid.start[i, : b + 1] = v.shape[0]
-        grid.near[i, v.shape[0] : v.shape[0] + LOOK] = -np.inf
+            for c in range(below, above + 1):
+                start[c] |= 1
+        start[: b + 1] = 2 * v.shape[0]
 
 
 @compiled
@@ -159,6 +166,39 @@ def _leave_out(row, first, idx, at, end):
         row[idx[at] - first] = -np.inf
         at += 1
     return at
+
+
+@compiled
+def _count_far(bins, start, slots, close):
+    """Count the items whose bin no positive comes near; list the others in ``close``, returning how many.
+
+    Here and below nothing branches on a score: such branches cannot be predicted."""
+    found = np.uint64(0)
+    for j in range(bins.shape[0]):
+        entry = np.uint64(start[np.uint32(bins[j])])
+        slots[entry >> ONE] += np.uint32(ONE - (entry & ONE))
+        close[found] = j
+        found += entry & ONE
+    return found
+
+
+@compiled
+def _count_close(row, bins, start, near, flat, slope, slots, close, found):
+    """Count the close items that stand clear of every positive; keep the others in ``close``."""
+    left = np.uint64(0)
+    for t in range(found):
+        j = close[t]
+        s, p = np.float64(row[j]), np.uint64(start[np.uint32(bins[j])]) >> ONE
+        margin = flat + slope * abs(s)
+        sure = maybe = np.uint64(0)
+        for k in range(np.uint64(LOOK)):
+            sure += np.uint64(near[p + k] > s + margin)
+            maybe += np.uint64(near[p + k] > s - margin)
+        unsure = np.uint64((sure != maybe) | (maybe == np.uint64(LOOK)))
+        slots[p + sure] += np.uint32(ONE - unsure)
+        close[left] = j
+        left += unsure
+    return left
 
 
 @compiled
@@ -174,34 +214,32 @@ def count_tile(
     positives t, t + 1, ... Tiles come in rising order. Rows begin..end of the block are done (threads share
     a block by rows).
     """
-    n = tile.shape[1]
-    bins, unsure = np.empty(n, np.int32), np.empty(n + 1, np.int32)
+    n, most = tile.shape[1], 0
     for i in range(begin, end):
-        v, row, slot = values[ptr[i] : ptr[i + 1]], tile[i], ahead[ptr[i] + i : ptr[i + 1] + i + 1]
-        if v.shape[0] == 0:
+        most = max(most, ptr[i + 1] - ptr[i])
+    bins, close, exact = np.empty(n, np.int32), np.empty(n + 1, np.uint32), np.empty(n)
+    tables = np.empty(bins_for(most) + 2, np.uint32), np.empty(most + LOOK), np.empty(most + 1, np.uint32)
+    for i in range(begin, end):
+        total, row = ptr[i + 1] - ptr[i], tile[i]
+        if total == 0:
             continue
         grid.next[i] = _leave_out(row, first, idx, grid.next[i], ptr[i + 1])
         grid.skip_next[i] = _leave_out(row, first, skip_idx, grid.skip_next[i], skip_ptr[i + 1])
-        low, scale, top, start, near = grid.low[i], grid.scale[i], grid.top[i], grid.start[i], grid.near[i]
+        low, scale, top = grid.low[i], grid.scale[i], grid.top[i]
+        # Copied in order, a query's tables are in the cache before they are read out of order.
+        start, near, slots = tables[0][: bins_for(total) + 2], tables[1][: total + LOOK], tables[2][: total + 1]
+        start[:] = grid.start[i, : start.shape[0]]
+        near[:total], near[total:], slots[:] = values[ptr[i] : ptr[i + 1]], -np.inf, 0
         for j in range(n):  # a loop of its own: the compiler turns it into vector instructions
             bins[j] = _bin(row[j], low, scale, top)
-        found, least, rate = 0, type(top)(flat[i]), type(top)(slope)
-        for j in range(n):  # without branches, which could not be predicted
-            p, margin, sure, maybe = start[bins[j]], least + rate * abs(row[j]), 0, 0
-            for k in range(LOOK):
-                sure += near[p + k] > row[j] + margin
-                maybe += near[p + k] > row[j] - margin
-            missed = (sure != maybe) | (maybe == LOOK)
-            slot[p + sure] += 1 - missed
-            unsure[found] = j
-            found += missed
+        found = _count_far(bins, start, slots, close)
+        found = _count_close(row, bins, start, near, flat[i], slope, slots, close, found)
         for t in range(found):
-            s = np.float64(row[unsure[t]])
-            margin = flat[i] + slope * abs(s)
-            p = _first_at_most(v, s + margin, start[bins[unsure[t]]])
-            if margin > 0 and p < v.shape[0] and v[p] > s - margin:
-                p = _first_at_most(v, dot(query[i], raw[unsure[t]]) * unit, p)
-            slot[p] += 1
+            exact[t] = dot(query[i], raw[close[t]]) * unit if slope > 0 else row[close[t]]
+        for t in range(found):
+            p = np.int64(start[bins[close[t]]] >> 1)
+            slots[_first_at_most(near[:total], exact[t], p)] += 1
+        ahead[ptr[i] + i : ptr[i + 1] + i + 1] += slots
 
 
 @compiled

@@ -171,10 +171,9 @@ class Counter:
         self.pool, self.threads = pool, threads
         ptr, skip_ptr = lists[0], lists[2]
         b, most = len(flat), int(np.diff(ptr).max())
-        bins = min(max(kernels.BINS * most, kernels.LEAST), kernels.MOST) + 2
         self.grid = kernels.Grid(
             low=np.empty(b, dtype), scale=np.empty(b, dtype), top=np.empty(b, dtype),
-            start=np.empty((b, bins), np.int32), near=np.empty((b, most + kernels.LOOK), dtype),
+            start=np.empty((b, kernels.bins_for(most) + 2), np.uint32),
             next=np.empty(b, np.int64), skip_next=np.empty(b, np.int64),
         )  # fmt: skip
         kernels.lay_grid(ptr, skip_ptr, values, flat, slope, self.grid)
