@@ -202,6 +202,20 @@ def _count_close(row, bins, start, near, flat, slope, slots, close, found):
 
 
 @compiled
+def _dot_rows(q, raw, unit, rows, count, out):
+    for t in range(count):
+        out[t] = dot(q, raw[rows[t]]) * unit
+
+
+@compiled
+def _count_exact(exact, bins, start, v, slots, close, found):
+    """Count the items that were left, by their exact scores."""
+    for t in range(found):
+        p = np.int64(start[np.uint32(bins[close[t]])] >> 1)
+        slots[_first_at_most(v, exact[t], p)] += 1
+
+
+@compiled
 def count_tile(
     tile, begin, end, first, raw, query, unit, flat, slope, ptr, idx, skip_ptr, skip_idx, values, grid, ahead
 ):
@@ -234,11 +248,12 @@ def count_tile(
             bins[j] = _bin(row[j], low, scale, top)
         found = _count_far(bins, start, slots, close)
         found = _count_close(row, bins, start, near, flat[i], slope, slots, close, found)
-        for t in range(found):
-            exact[t] = dot(query[i], raw[close[t]]) * unit if slope > 0 else row[close[t]]
-        for t in range(found):
-            p = np.int64(start[bins[close[t]]] >> 1)
-            slots[_first_at_most(near[:total], exact[t], p)] += 1
+        if slope > 0:
+            _dot_rows(query[i], raw, unit, close, found, exact)
+        else:
+            for t in range(found):
+                exact[t] = row[close[t]]
+        _count_exact(exact, bins, start, near[:total], slots, close, found)
         ahead[ptr[i] + i : ptr[i + 1] + i + 1] += slots
 
 
