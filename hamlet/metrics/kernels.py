@@ -4,7 +4,8 @@ The score of a pair is *defined* as a float64 inner product summed in one fixed 
 of the two vectors alone. A float32 matrix product only filters: it differs from the true product by a bound
 that holds for any order of summation (``scores.error_bound``), so a pair that lies further from a positive
 than that is decided, and the few others are decided by ``dot``. Ranks therefore depend on no block shape,
-thread or gallery order.
+thread or gallery order. (Where a query has so many positives that most items lie close to one, the filter is a
+float64 product.)
 
 The work per gallery item does not grow with the number of positives: a query keeps one grid of bins over the
 range of its positives for the whole gallery (``lay_grid``); an item's bin says which positives stand next to it.
@@ -102,10 +103,6 @@ def class_lists(labels, rows, starts, order, ptr, idx):
 def _first_at_most(values, bound, low):
     """First position from ``low`` on of the falling ``values`` that is <= bound; their length if none is."""
     high = values.shape[0]
-    for _ in range(8):  # nearly always it is within a few steps
-        if low == high or values[low] <= bound:
-            return low
-        low += 1
     while low < high:
         middle = (low + high) >> 1
         if values[middle] <= bound:
@@ -208,11 +205,16 @@ def _dot_rows(q, raw, unit, rows, count, out):
 
 
 @compiled
-def _count_exact(exact, bins, start, v, slots, close, found):
+def _count_exact(exact, bins, start, near, slots, close, found):
     """Count the items that were left, by their exact scores."""
     for t in range(found):
-        p = np.int64(start[np.uint32(bins[close[t]])] >> 1)
-        slots[_first_at_most(v, exact[t], p)] += 1
+        p, beaten = np.uint64(start[np.uint32(bins[close[t]])]) >> ONE, np.uint64(0)
+        for k in range(np.uint64(LOOK)):
+            beaten += np.uint64(near[p + k] > exact[t])
+        p += beaten
+        if beaten == np.uint64(LOOK):
+            p = np.uint64(_first_at_most(near[:-LOOK], exact[t], np.int64(p)))
+        slots[p] += 1
 
 
 @compiled
@@ -253,7 +255,7 @@ def count_tile(
         else:
             for t in range(found):
                 exact[t] = row[close[t]]
-        _count_exact(exact, bins, start, near[:total], slots, close, found)
+        _count_exact(exact, bins, start, near, slots, close, found)
         ahead[ptr[i] + i : ptr[i + 1] + i + 1] += slots
 
 

@@ -13,7 +13,7 @@ import torch
 from . import kernels
 
 TILE, ROWS = 16384, 128  # one tile of float32 scores is at most 8 MB
-UNIT_ROUNDOFF = 2.0**-24  # of float32
+WIDE = 2**19  # positives times dimensions of a query from which a float64 product costs less than close pairs do
 
 
 def check_rows(values, name: str) -> tuple[np.ndarray | torch.Tensor, float]:
@@ -61,8 +61,12 @@ def power_of_two(size: float) -> float:
     return 1.0 if size == 0 or 2.0**-30 < size < 2.0**30 else 2.0 ** -np.frexp(size)[1]
 
 
-def error_bound(norms: np.ndarray, largest: float, dimensions: int) -> tuple[np.ndarray, float]:
-    """(flat per query, slope): |float32 product - float64 product s| <= flat + slope |s|, s either of the two.
+def error_bound(
+    norms: np.ndarray, largest: float, dimensions: int, roundoff: float = 2.0**-24
+) -> tuple[np.ndarray, float]:
+    """(flat per query, slope): |matrix product - ``kernels.dot`` s| <= flat + slope |s|, s either of the two.
+
+    roundoff u: 2**-24 for a float32 product; twice 2**-53 for a float64 one, which errs no less than ``dot``.
 
     Each of the n - 1 additions, in whatever order, errs by at most u times a sum over some of the products
     (Higham, Accuracy and Stability of Numerical Algorithms, SIAM 2002, section 4.2). Such a sum is no larger
@@ -70,7 +74,7 @@ def error_bound(norms: np.ndarray, largest: float, dimensions: int) -> tuple[np.
     Cauchy and Schwarz sum |q_i g_i| <= |q||g|. That is half the usual gamma_n |q||g| where s is small.
     """
     n = dimensions + 12  # 12: rounding of the products, of float64 input and of the bounds to float32
-    gamma = n * UNIT_ROUNDOFF / (1 - n * UNIT_ROUNDOFF) * 1.001
+    gamma = n * roundoff / (1 - n * roundoff) * 1.001
     return gamma / 2 * norms * max(largest, 1e-30) + n * 2.0**-125, gamma / 2
 
 
@@ -88,9 +92,7 @@ class Dense:
         q = np.ascontiguousarray(self.query[begin:end], dtype=np.float64)
         size = np.abs(q).max(axis=1, initial=0)
         self.exact = np.ldexp(q, -np.frexp(size)[1][:, None])
-        self.approximate = self.exact.astype(np.float32)
-        norms = np.sqrt(np.einsum("ij,ij->i", self.exact, self.exact))
-        self.flat, self.slope = error_bound(norms, self.largest * self.unit, q.shape[1])
+        self.norms = np.sqrt(np.einsum("ij,ij->i", self.exact, self.exact))
 
     def _rows(self, index) -> np.ndarray:
         if self.direct and isinstance(index, slice):
@@ -109,17 +111,19 @@ class Dense:
         return out * self.unit
 
     def add_ahead(self, lists: tuple, values: np.ndarray, ahead: np.ndarray, pool, threads: int) -> None:
-        counter = Counter(lists, values, self.flat, self.slope, np.float32, ahead, pool, threads)
-        buffer = np.empty((min(ROWS, len(self.exact)), min(TILE, len(self.gallery))), np.float32)
+        n, d = self.exact.shape
+        kind, roundoff = (np.float64, 2 * 2.0**-53) if len(values) * d > n * WIDE else (np.float32, 2.0**-24)
+        bound = error_bound(self.norms, self.largest * self.unit, d, roundoff)
+        counter = Counter(lists, values, *bound, kind, ahead, pool, threads)
+        query = self.exact.astype(kind)
+        buffer = np.empty((min(ROWS, n), min(TILE, len(self.gallery))), kind)
         for first in range(0, len(self.gallery), TILE):
             raw = self._rows(slice(first, first + TILE))
-            single = (
-                raw if raw.dtype == np.float32 and self.unit == 1 else (raw * self.unit).astype(np.float32)
-            )
-            for a in range(0, len(self.exact), ROWS):
-                b = min(a + ROWS, len(self.exact))
+            part = raw if raw.dtype == kind and self.unit == 1 else (raw * self.unit).astype(kind)
+            for a in range(0, n, ROWS):
+                b = min(a + ROWS, n)
                 tile = buffer.reshape(-1)[: (b - a) * len(raw)].reshape(b - a, len(raw))
-                np.matmul(self.approximate[a:b], single.T, out=tile)
+                np.matmul(query[a:b], part.T, out=tile)
                 counter.add(a, tile, first, raw, self.exact[a:b], self.unit)
 
 
