@@ -147,7 +147,10 @@ def lay_grid(ptr, skip_ptr, values, flat, slope, grid):
         low, scale, top, b = grid.low[i], grid.scale[i], grid.top[i], size + 1
         for t in range(v.shape[0]):
             margin = flat[i] + slope * abs(v[t])
-            below, above = _bin(real(v[t] - margin), low, scale, top), _bin(real(v[t] + margin), low, scale, top)
+            below, above = (
+                _bin(real(v[t] - margin), low, scale, top),
+                _bin(real(v[t] + margin), low, scale, top),
+            )
             while b >= below:
                 start[b] = 2 * t
                 b -= 1
@@ -243,7 +246,11 @@ def count_tile(
         grid.skip_next[i] = _leave_out(row, first, skip_idx, grid.skip_next[i], skip_ptr[i + 1])
         low, scale, top = grid.low[i], grid.scale[i], grid.top[i]
         # Copied in order, a query's tables are in the cache before they are read out of order.
-        start, near, slots = tables[0][: bins_for(total) + 2], tables[1][: total + LOOK], tables[2][: total + 1]
+        start, near, slots = (
+            tables[0][: bins_for(total) + 2],
+            tables[1][: total + LOOK],
+            tables[2][: total + 1],
+        )
         start[:] = grid.start[i, : start.shape[0]]
         near[:total], near[total:], slots[:] = values[ptr[i] : ptr[i + 1]], -np.inf, 0
         for j in range(n):  # a loop of its own: the compiler turns it into vector instructions

@@ -13,7 +13,9 @@ import torch
 from . import kernels
 
 TILE, ROWS = 16384, 128  # one tile of float32 scores is at most 8 MB
-WIDE = 2**19  # positives times dimensions of a query from which a float64 product costs less than close pairs do
+WIDE = (
+    2**19
+)  # positives times dimensions of a query from which a float64 product costs less than close pairs do
 
 
 def check_rows(values, name: str) -> tuple[np.ndarray | torch.Tensor, float]:
@@ -182,7 +184,9 @@ class Counter:
         )  # fmt: skip
         kernels.lay_grid(ptr, skip_ptr, values, flat, slope, self.grid)
 
-    def add(self, a: int, tile: np.ndarray, first: int, raw: np.ndarray, exact: np.ndarray, unit: float) -> None:
+    def add(
+        self, a: int, tile: np.ndarray, first: int, raw: np.ndarray, exact: np.ndarray, unit: float
+    ) -> None:
         """Count one tile whose first row is query ``a`` of the block, its rows shared by the threads."""
         ptr, idx, skip_ptr, skip_idx = self.lists
         n, rows = len(tile), slice(a, a + len(tile))
