@@ -3,6 +3,7 @@
     python benchmarks/ranking.py                                # 10,000 leave-one-out, 128 dimensions
     python benchmarks/ranking.py --size 60000 --peers hamlet product
     python benchmarks/ranking.py --size 1000000 --queries 1000 --peers hamlet product
+    python benchmarks/ranking.py --growth 10000 20000 40000 80000 --queries 1000    # does the cost grow linearly?
 
 Every peer runs in a process of its own on the same seeded vectors. It first runs on 300 rows, so that
 imports, compilation and thread start-up lie outside; then come the timed repeats. "extra MB" is the rise of
@@ -235,6 +236,24 @@ def measure(name: str, a) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def growth(a):
+    """Cost per query over the gallery sizes ``a.growth``, with the classes and so many queries held fixed."""
+    import pandas as pd
+
+    rows = []
+    for size in a.growth:
+        a.size = size
+        product, ours = measure("product", a), measure("hamlet", a)
+        cells = [product.get("note", ours.get("note")), "", "", ""]
+        if "cpu" in product and "cpu" in ours:
+            one, other = (r["cpu"] / (a.queries or size) / size for r in (ours, product))
+            numbers = (1e3 * one * size, 1e9 * one, 1e9 * other, one / other)
+            cells = [f.format(x) for f, x in zip(("{:.3f}", *["{:.2f}"] * 3), numbers, strict=True)]
+        rows.append([f"{size:,}", f"{size // a.classes:,}", *cells])
+    head = ["gallery", "positives a query", "CPU ms a query", "ns a pair", "product: ns a pair"]
+    return pd.DataFrame(rows, columns=[*head, "CPU / matrix product"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -248,6 +267,9 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=600, help="seconds per peer")
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--output", type=Path, help="write OUTPUT.csv, .md and .tex")
+    parser.add_argument(
+        "--growth", type=int, nargs="+", help="gallery sizes: cost a query at each, hamlet alone"
+    )
     parser.add_argument("--worker", choices=list(PEERS), help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.worker:
@@ -258,6 +280,17 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from hamlet.report import write_table
 
+    if a.growth:
+        table = growth(a)
+        print(table.to_markdown(index=False, disable_numparse=True))
+        if a.output:
+            caption = (
+                f"CPU time of exact mAP per query as the gallery grows ({a.queries} queries, {a.dimensions} "
+                f"dimensions, {a.classes} classes throughout, {a.threads} thread(s)): medians of {a.repeats} runs. "
+                "Linear growth: the time per pair of query and gallery item stays level."
+            )
+            write_table(table, a.output, caption)
+        return
     rows = {name: measure(name, a) for name in dict.fromkeys(["product", "hamlet", *a.peers])}
     product, ours = rows["product"].get("cpu"), rows["hamlet"].get("map")
     kind = f"{a.queries} queries" if a.queries else "leave-one-out"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from hamlet.metrics import hierarchical_metrics, kernels, retrieval_metrics, scores, torch_scores
+from hamlet.metrics import hierarchical_metrics, kernels, relevance, retrieval_metrics, scores, torch_scores
 
 KS = (1, 5, 10)
 
@@ -19,7 +19,9 @@ def reference(query, gallery, positive, skip, ks=KS):
     """The definitions, written out: a stable sort per query with negatives first among equals; float64."""
     rows = []
     for i in range(len(query)):
-        score = [math.fsum(a * b for a, b in zip(query[i], g, strict=True)) for g in gallery.tolist()]
+        score = [
+            math.fsum(a * b for a, b in zip(query[i].tolist(), g, strict=True)) for g in gallery.tolist()
+        ]
         order = sorted(
             (j for j in range(len(gallery)) if j not in skip[i]), key=lambda j: (-score[j], j in positive[i])
         )
@@ -201,6 +203,114 @@ def test_bits_are_the_same_in_torch_and_sparse(monkeypatch):
     for name, values in dense.per_query.items():
         np.testing.assert_array_equal(values, sparse.per_query[name], err_msg=name)
         np.testing.assert_array_equal(values, coded.per_query[name], err_msg=name)
+
+
+def crowded(n, classes, kind, seed=0, d=12):
+    """Leave-one-out problems with hundreds of positives a query, whose scores are hard to tell apart."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, n)
+    x = rng.normal(size=(n, d))
+    if kind == "duplicates":  # exact ties across classes
+        x = x[rng.integers(0, 20, n)]
+    elif kind == "small integers":  # exact ties of unlike vectors
+        x = rng.integers(-1, 2, (n, d))
+    elif kind == "near":  # differences below what float32 products can tell, in both directions
+        x = np.ones((n, d)) + rng.integers(-4, 5, (n, d)) * 2.0**-23
+    elif kind == "outlier":  # one positive far above squeezes the others into few bins
+        x = x * 1e-3
+        x[0, :] = 30
+    return x.astype(np.float32), labels
+
+
+CROWDS = ("plain", "duplicates", "small integers", "near", "outlier")
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.sampled_from(CROWDS),
+    st.sampled_from([1, 2, 5]),
+    st.integers(0, 2**16),
+    st.sampled_from([1, 50, 2**40]),
+)
+def test_many_positives_match_the_exact_order(kind, classes, seed, wide):
+    x, labels = crowded(400, classes, kind, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scores, "WIDE", wide)  # 1: always the float64 product, 2**40: never
+        ap = retrieval_metrics(x, labels).per_query["AP"]
+    np.testing.assert_allclose(ap, exact_order(x, labels), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", CROWDS)
+def test_many_positives_match_the_loop(kind):
+    x, labels = crowded(1506, 2, kind, 1)
+    query, gallery, query_labels, gallery_labels = x[:6], x[6:], labels[:6], labels[6:]
+    exclude = [list(range(i, 1500, 7)) for i in range(6)]
+    rows = reference(query, gallery, same_labels(query_labels, gallery_labels, False), exclude)
+    assert all(row["positives"] > 500 for row in rows)
+    assert_same(retrieval_metrics(query, query_labels, gallery, gallery_labels, KS, exclude), rows)
+
+
+@pytest.mark.parametrize("kind", CROWDS)
+def test_bits_with_many_positives_depend_on_nothing_else(kind, monkeypatch):
+    x, labels = crowded(600, 3, kind, 5)
+    whole = retrieval_metrics(x, labels, threads=1)
+    order = np.random.default_rng(1).permutation(len(x))
+    for tile, rows, pairs, wide, threads in (
+        (37, 16, 2**20, 2**40, 1),
+        (500, 1, 2**12, 1, 2),
+        (599, 33, 2**16, 1, 3),
+        (64, 500, 2**20, 2**40, 2),
+    ):
+        monkeypatch.setattr(scores, "TILE", tile)
+        monkeypatch.setattr(scores, "ROWS", rows)
+        monkeypatch.setattr(scores, "WIDE", wide)
+        monkeypatch.setattr(relevance, "PAIRS", pairs)
+        again = retrieval_metrics(x, labels, threads=threads)
+        moved = retrieval_metrics(x[order], labels[order], threads=threads)
+        for name, values in whole.per_query.items():
+            np.testing.assert_array_equal(values, again.per_query[name], err_msg=name)
+            np.testing.assert_array_equal(values[order], moved.per_query[name], err_msg=name)
+
+
+@pytest.mark.parametrize("kind", CROWDS)
+def test_many_positives_have_the_same_bits_in_torch(kind, monkeypatch):
+    x, labels = crowded(500, 2, kind, 3)
+    expected = retrieval_metrics(x, labels)
+    monkeypatch.setattr(
+        "hamlet.metrics.ranking.Dense",
+        lambda q, g, norm: torch_scores.TorchScores(torch.from_numpy(q), torch.from_numpy(g), norm),
+    )
+    for tile, rows, pairs in ((32768, 512, 65536), (37, 11, 100)):
+        for name, value in (("TILE", tile), ("ROWS", rows), ("PAIRS", pairs)):
+            monkeypatch.setattr(torch_scores, name, value)
+        for name, values in retrieval_metrics(x, labels).per_query.items():
+            np.testing.assert_array_equal(values, expected.per_query[name], err_msg=name)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_the_error_bound_holds(kind):
+    query, gallery = unit_vectors(40, 128, 6), unit_vectors(2000, 128, 7)
+    gallery[:40] = query  # scores near 1 as well as near 0
+    gallery[40:80] = np.abs(gallery[40:80])
+    source = scores.Dense(query, gallery, 1.0)
+    source.load(0, 40)
+    roundoff = 2.0**-24 if kind == np.float32 else 2.0**-52
+    flat, slope = scores.error_bound(source.norms, 1.0, 128, roundoff)
+    exact = source.pairs(np.arange(41) * 2000, np.tile(np.arange(2000), 40)).reshape(40, 2000)
+    error = np.abs(source.exact.astype(kind) @ gallery.astype(kind).T - exact)
+    assert (error <= flat[:, None] + slope * np.abs(exact)).all()
+
+
+def test_lists_of_positives_in_any_order():
+    gallery = np.random.default_rng(8).permutation(40.0 - np.arange(40))[:, None]
+    easy, junk = np.random.default_rng(9).permutation(40)[:12], [31, 3, 17]
+    query = np.ones((1, 1))
+    results = [
+        retrieval_metrics(query, [{"easy": e, "hard": [], "junk": j}], gallery, protocol="revisited")
+        for e, j in ((easy, junk), (np.sort(easy), sorted(junk)), (easy[::-1], junk[::-1]))
+    ]
+    for other in results[1:]:
+        np.testing.assert_equal(other.mean, results[0].mean)
 
 
 def test_scores_closer_than_float32_can_tell_are_ranked():

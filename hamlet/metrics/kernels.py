@@ -1,14 +1,27 @@
 """Compiled inner loops of the metrics: one linear pass over a block of scores, no sorting of the gallery.
 
 The score of a pair is *defined* as a float64 inner product summed in one fixed order (``dot``), a function
-of the two vectors alone. A float32 matrix product only filters: it differs from the true product by at
-most ``gamma_n |q||g|`` (Higham, Accuracy and Stability of Numerical Algorithms, SIAM 2002, section 3.1,
-valid for any order of summation), so a pair that lies further from a positive than that is decided, and
-the few others are decided by ``dot``. Ranks therefore depend on no block shape, thread or gallery order.
+of the two vectors alone. A float32 matrix product only filters: it differs from the true product by a bound
+that holds for any order of summation (``scores.error_bound``), so a pair that lies further from a positive
+than that is decided, and the few others are decided by ``dot``. Ranks therefore depend on no block shape,
+thread or gallery order. (Where a query has so many positives that most items lie close to one, the filter is a
+float64 product.)
+
+The work per gallery item does not grow with the number of positives: a query keeps one grid of bins over the
+range of its positives for the whole gallery (``lay_grid``); an item's bin says which positives stand next to it.
 """
 
+from collections import namedtuple
+
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LOOK = 4  # positives that an item is compared with at once
+ONE = np.uint64(1)  # unsigned indices spare the compiled code a check for negative ones
+Grid = namedtuple("Grid", "low scale top start next skip_next")  # see lay_grid
 
 
 def compiled(function):
@@ -19,20 +32,40 @@ def compiled(function):
         return njit(nogil=True)(function)
 
 
+@intrinsic
+def _eight_sums(typing, q, g, end):
+    """The eight partial sums of ``dot`` over the first ``end`` entries, a multiple of 8, as a tuple.
+
+    Written as one loop over vectors of eight: numba keeps eight scalar sums apart, at a third of the speed."""
+
+    def build(context, builder, signature, args):
+        wide = ir.VectorType(ir.DoubleType(), 8)
+        total = cgutils.alloca_once_value(builder, ir.Constant(wide, [0.0] * 8))
+        arrays = [(t.dtype, context.make_array(t)(context, builder, x).data)
+                  for t, x in zip(signature.args[:2], args[:2], strict=True)]  # fmt: skip
+        zero, eight = args[2].type(0), args[2].type(8)
+        with cgutils.for_range_slice(builder, zero, args[2], eight) as (i, _):
+            parts = []
+            for kind, data in arrays:
+                vector = ir.VectorType(context.get_data_type(kind), 8)
+                place = builder.bitcast(builder.gep(data, [i]), vector.as_pointer())
+                part = builder.load(place, align=kind.bitwidth // 8)
+                parts.append(part if vector == wide else builder.fpext(part, wide))
+            builder.store(builder.fadd(builder.load(total), builder.fmul(*parts)), total)
+        total = builder.load(total)
+        lanes = [builder.extract_element(total, ir.IntType(32)(k)) for k in range(8)]
+        return context.make_tuple(builder, signature.return_type, lanes)
+
+    return types.UniTuple(types.float64, 8)(q, g, end), build
+
+
 @compiled
 def dot(q, g):
-    """Inner product in float64: eight interleaved partial sums, added pairwise. Same bits at every call."""
+    """Inner product in float64: eight interleaved partial sums, added pairwise. Same bits at every call.
+
+    q (D,) float64, g (D,) float32 or float64, both contiguous."""
     end = q.shape[0] // 8 * 8
-    a = b = c = d = e = f = h = k = 0.0
-    for i in range(0, end, 8):
-        a += q[i] * g[i]
-        b += q[i + 1] * g[i + 1]
-        c += q[i + 2] * g[i + 2]
-        d += q[i + 3] * g[i + 3]
-        e += q[i + 4] * g[i + 4]
-        f += q[i + 5] * g[i + 5]
-        h += q[i + 6] * g[i + 6]
-        k += q[i + 7] * g[i + 7]
+    a, b, c, d, e, f, h, k = _eight_sums(q, g, end)
     for i in range(end, q.shape[0]):
         a += q[i] * g[i]
     return ((a + e) + (c + h)) + ((b + f) + (d + k))
@@ -67,8 +100,9 @@ def class_lists(labels, rows, starts, order, ptr, idx):
 
 
 @compiled
-def _first_at_most(values, bound, low, high):
-    """First position in [low, high) of the falling ``values`` that is <= bound; high if there is none."""
+def _first_at_most(values, bound, low):
+    """First position from ``low`` on of the falling ``values`` that is <= bound; their length if none is."""
+    high = values.shape[0]
     while low < high:
         middle = (low + high) >> 1
         if values[middle] <= bound:
@@ -79,81 +113,162 @@ def _first_at_most(values, bound, low, high):
 
 
 @compiled
-def count_above(
-    tile, begin, end, first, raw, query, unit, noise, ptr, idx, skip_ptr, skip_idx, values, ahead
+def _bin(score, low, scale, top):
+    """Bin of a score: 0 below ``low``, rising to ``top``. It is monotone, so that no rounding in it matters."""
+    return np.int32(min(max((score - low) * scale + type(top)(1), type(top)(0)), top))
+
+
+@compiled
+def bins_for(positives):
+    """Number of bins: many per positive, so that few items share a bin with one, but within the cache."""
+    return min(max(512, 4 * positives, min(16 * positives, 16384)), 2**22)
+
+
+@compiled
+def lay_grid(ptr, skip_ptr, values, flat, slope, grid):
+    """Lay each query's bins from its lowest to its highest positive.
+
+    ptr, values: the positives' exact scores, falling per query. A tile's score s is off by at most
+    flat + slope |s|. Fills grid, one row per query: low, scale, top: bins 1 to top - 1 reach from the lowest
+    positive to the highest; start: for each bin, twice the number of positives that surely beat all its items,
+    plus 1 if another may lie in it; next, skip_next: the first positive and the first skipped item that no
+    tile has passed.
+    """
+    real = grid.low.dtype.type
+    for i in range(ptr.shape[0] - 1):
+        v, start = values[ptr[i] : ptr[i + 1]], grid.start[i]
+        grid.next[i], grid.skip_next[i] = ptr[i], skip_ptr[i]
+        if v.shape[0] == 0:
+            continue
+        size = bins_for(v.shape[0])
+        lowest = v[-1] - (flat[i] + slope * abs(v[-1]))
+        width = v[0] + (flat[i] + slope * abs(v[0])) - lowest
+        grid.low[i], grid.scale[i], grid.top[i] = lowest, size / max(width, 1e-30), size + 1
+        low, scale, top, b = grid.low[i], grid.scale[i], grid.top[i], size + 1
+        for t in range(v.shape[0]):
+            margin = flat[i] + slope * abs(v[t])
+            below, above = (
+                _bin(real(v[t] - margin), low, scale, top),
+                _bin(real(v[t] + margin), low, scale, top),
+            )
+            while b >= below:
+                start[b] = 2 * t
+                b -= 1
+            for c in range(below, above + 1):
+                start[c] |= 1
+        start[: b + 1] = 2 * v.shape[0]
+
+
+@compiled
+def _leave_out(row, first, idx, at, end):
+    """Take the items idx[at:end] that lie in this tile out of ``row``; returns the first that lies behind it."""
+    while at < end and idx[at] < first + row.shape[0]:
+        row[idx[at] - first] = -np.inf
+        at += 1
+    return at
+
+
+@compiled
+def _count_far(bins, start, slots, close):
+    """Count the items whose bin no positive comes near; list the others in ``close``, returning how many.
+
+    Here and below nothing branches on a score: such branches cannot be predicted."""
+    found = np.uint64(0)
+    for j in range(bins.shape[0]):
+        entry = np.uint64(start[np.uint32(bins[j])])
+        slots[entry >> ONE] += np.uint32(ONE - (entry & ONE))
+        close[found] = j
+        found += entry & ONE
+    return found
+
+
+@compiled
+def _count_close(row, bins, start, near, flat, slope, slots, close, found):
+    """Count the close items that stand clear of every positive; keep the others in ``close``."""
+    left = np.uint64(0)
+    for t in range(found):
+        j = close[t]
+        s, p = np.float64(row[j]), np.uint64(start[np.uint32(bins[j])]) >> ONE
+        margin = flat + slope * abs(s)
+        sure = maybe = np.uint64(0)
+        for k in range(np.uint64(LOOK)):
+            sure += np.uint64(near[p + k] > s + margin)
+            maybe += np.uint64(near[p + k] > s - margin)
+        unsure = np.uint64((sure != maybe) | (maybe == np.uint64(LOOK)))
+        slots[p + sure] += np.uint32(ONE - unsure)
+        close[left] = j
+        left += unsure
+    return left
+
+
+@compiled
+def _dot_rows(q, raw, unit, rows, count, out):
+    for t in range(count):
+        out[t] = dot(q, raw[rows[t]]) * unit
+
+
+@compiled
+def _count_exact(exact, bins, start, near, slots, close, found):
+    """Count the items that were left, by their exact scores."""
+    for t in range(found):
+        p, beaten = np.uint64(start[np.uint32(bins[close[t]])]) >> ONE, np.uint64(0)
+        for k in range(np.uint64(LOOK)):
+            beaten += np.uint64(near[p + k] > exact[t])
+        p += beaten
+        if beaten == np.uint64(LOOK):
+            p = np.uint64(_first_at_most(near[:-LOOK], exact[t], np.int64(p)))
+        slots[p] += 1
+
+
+@compiled
+def count_tile(
+    tile, begin, end, first, raw, query, unit, flat, slope, ptr, idx, skip_ptr, skip_idx, values, grid, ahead
 ):
     """Add one tile's negatives to ``ahead``.
 
     tile (b, n) float32 or float64 scores of gallery rows first.. (overwritten where not negative); raw
-    (n, D) and query (b, D): what ``dot`` decides by, times ``unit``; noise (b,): bound on |tile - dot|, 0 if
-    the tile is exact; ptr, idx: positives; skip_*: items that count for nothing; values: the positives'
-    exact scores, falling per query; ahead: slot ptr[i] + i + t counts the negatives of query i that beat
-    or tie positives t, t+1, ... Rows begin..end of the block are done (threads share a block by rows).
-
-    Each row is binned between the lowest and the highest positive. Bins within ``noise`` of a positive are
-    looked at item by item; every other bin is counted whole. Binning is monotone in the score, so that no
-    rounding in it matters.
+    (n, D) and query (b, D): what ``dot`` decides by, times ``unit``; flat (b,), slope: bound on |tile - dot|,
+    0 if the tile is exact; ptr, idx: positives; skip_*: items that count for nothing, both rising per query;
+    values, grid: see lay_grid; ahead: slot ptr[i] + i + t counts the negatives of query i that beat or tie
+    positives t, t + 1, ... Tiles come in rising order. Rows begin..end of the block are done (threads share
+    a block by rows).
     """
-    n = tile.shape[1]
-    bins, chosen = np.empty(n, np.int32), np.empty(n + 1, np.int32)
+    n, most = tile.shape[1], 0
     for i in range(begin, end):
-        v, row, slot = values[ptr[i] : ptr[i + 1]], tile[i], ptr[i] + i
-        if v.shape[0] == 0:
+        most = max(most, ptr[i + 1] - ptr[i])
+    bins, close, exact = np.empty(n, np.int32), np.empty(n + 1, np.uint32), np.empty(n)
+    tables = np.empty(bins_for(most) + 2, np.uint32), np.empty(most + LOOK), np.empty(most + 1, np.uint32)
+    for i in range(begin, end):
+        total, row = ptr[i + 1] - ptr[i], tile[i]
+        if total == 0:
             continue
-        for t in range(ptr[i], ptr[i + 1]):
-            if first <= idx[t] < first + n:
-                row[idx[t] - first] = -np.inf
-        for t in range(skip_ptr[i], skip_ptr[i + 1]):
-            if first <= skip_idx[t] < first + n:
-                row[skip_idx[t] - first] = -np.inf
-        size = 512
-        while size < 16 * v.shape[0] and size < n:
-            size *= 2
-        margin, real = noise[i], row.dtype.type
-        low, zero, one, top = real(v[-1] - margin), real(0), real(1), real(size + 1)
-        scale = real(size / max(v[0] + margin - (v[-1] - margin), 1e-30))
-        count, reach = np.zeros(size + 2, np.int32), np.zeros(size + 3, np.int32)
-        better, near = np.zeros(size + 3, np.int32), np.zeros(size + 2, np.uint8)
-        for t in range(v.shape[0]):
-            below = np.int32(min(max((real(v[t] - margin) - low) * scale + one, zero), top))
-            above = np.int32(min(max((real(v[t] + margin) - low) * scale + one, zero), top))
-            better[below] += 1
-            reach[above] += 1
-            near[below : above + 1] = 1
+        grid.next[i] = _leave_out(row, first, idx, grid.next[i], ptr[i + 1])
+        grid.skip_next[i] = _leave_out(row, first, skip_idx, grid.skip_next[i], skip_ptr[i + 1])
+        low, scale, top = grid.low[i], grid.scale[i], grid.top[i]
+        # Copied in order, a query's tables are in the cache before they are read out of order.
+        start, near, slots = (
+            tables[0][: bins_for(total) + 2],
+            tables[1][: total + LOOK],
+            tables[2][: total + 1],
+        )
+        start[:] = grid.start[i, : start.shape[0]]
+        near[:total], near[total:], slots[:] = values[ptr[i] : ptr[i + 1]], -np.inf, 0
         for j in range(n):  # a loop of its own: the compiler turns it into vector instructions
-            bins[j] = np.int32(min(max((row[j] - low) * scale + one, zero), top))
-        found = 0
-        for j in range(n):
-            b = bins[j]
-            count[b] += 1
-            chosen[found] = j
-            found += near[b]
-        for b in range(size + 1, 0, -1):  # bin 0 lies below every positive
-            if near[b] == 0:
-                ahead[slot + better[b + 1]] += count[b]
-            better[b] += better[b + 1]  # positives that beat all of bin b - 1 and lower
-            reach[b] += reach[b + 1]  # positives that may be in bin b or higher
-        for t in range(found):
-            s, b = np.float64(row[chosen[t]]), bins[chosen[t]]
-            high, last = better[b + 1], reach[b]
-            if last - high > 16:
-                high = _first_at_most(v, s + margin, high, last)
-                unsure = margin > 0 and high < last and v[high] >= s - margin
-            else:  # few positives near: comparing with each, without branches, is faster
-                unsure = False
-                for p in range(high, last):
-                    high += s < v[p]
-                    unsure |= abs(s - v[p]) <= margin
-                unsure &= margin > 0
-            if unsure:
-                s = dot(query[i], raw[chosen[t]]) * unit
-                high = _first_at_most(v, s, better[b + 1], last)
-            ahead[slot + high] += 1
+            bins[j] = _bin(row[j], low, scale, top)
+        found = _count_far(bins, start, slots, close)
+        found = _count_close(row, bins, start, near, flat[i], slope, slots, close, found)
+        if slope > 0:
+            _dot_rows(query[i], raw, unit, close, found, exact)
+        else:
+            for t in range(found):
+                exact[t] = row[close[t]]
+        _count_exact(exact, bins, start, near, slots, close, found)
+        ahead[ptr[i] + i : ptr[i + 1] + i + 1] += slots
 
 
 @compiled
 def row_metrics(ptr, ahead, ks, out, trapezoidal):
-    """Metrics of each query from ``ahead`` (see count_above) into out (5 + 2 len(ks), b).
+    """Metrics of each query from ``ahead`` (see count_tile) into out (5 + 2 len(ks), b).
 
     Rows: AP, R-precision, MAP@R, MRR, positives, then P@k and R@k for each k; NaN without positives.
     On return, ``ahead`` holds at slot ptr[i] + i + t the number of negatives ahead of positive t.

@@ -69,7 +69,7 @@ def _block_lists(positives, exclude, cameras, alone: bool, begin: int, end: int)
 
 def _rank(source, queries: int, lists: Callable, step: int, threads: int | None, visit: Callable) -> None:
     """Call ``visit(begin, end, lists, values, ordered, ahead)`` per block: exact scores of the positives as
-    listed, the same falling per query, and the increments of the negatives ahead (``count_above``)."""
+    listed, the same falling per query, and the increments of the negatives ahead (``count_tile``)."""
     threads = threads or torch.get_num_threads()
     with thread_pool(threads) as pool:
         for begin in range(0, queries, step := min(1024, step)):
@@ -78,7 +78,7 @@ def _rank(source, queries: int, lists: Callable, step: int, threads: int | None,
             source.load(begin, end)
             values = source.pairs(block[0], block[1])
             ordered = _fall(block[0], values)
-            ahead = np.zeros(len(ordered) + end - begin, np.int64)
+            ahead = np.zeros(len(ordered) + end - begin, np.int32)
             if len(ordered):
                 source.add_ahead(block, ordered, ahead, pool, threads)
             visit(begin, end, block, values, ordered, ahead)

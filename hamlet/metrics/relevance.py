@@ -1,7 +1,7 @@
 """Which gallery items are positives of a query, and which count for nothing.
 
 Class labels, several labels per image, and explicit lists all become, block of queries by block, the
-same two compressed lists (ptr, idx), so that the ranking code knows one form.
+same two compressed lists (ptr, idx rising per query), so that the ranking code knows one form.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.sparse
 import torch
+
+PAIRS = 2**20  # of a query and a positive held at a time, at some 100 bytes each
 
 
 def as_numpy(values):
@@ -44,8 +46,9 @@ class IndexLists:
     def __init__(self, values, queries: int, gallery: int, name: str):
         values = as_numpy(values)
         if scipy.sparse.issparse(values) or (isinstance(values, np.ndarray) and values.dtype == bool):
-            matrix = scipy.sparse.csr_array(values)
+            matrix = scipy.sparse.csr_array(values, copy=True)
             matrix.eliminate_zeros()
+            matrix.sort_indices()
             if matrix.shape != (queries, gallery):
                 raise ValueError(f"{name}: expected shape {(queries, gallery)}, got {matrix.shape}")
             self.ptr, self.idx = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64)
@@ -57,14 +60,14 @@ class IndexLists:
             if len(x) and (x.dtype.kind not in "iu" or x.min() < 0 or x.max() >= gallery):
                 raise ValueError(f"{name}: query {i}: expected gallery indices 0..{gallery - 1}, got {x[:8]}")
         self.ptr = np.concatenate([[0], np.cumsum([len(x) for x in lists])]).astype(np.int64)
-        self.idx = np.concatenate([np.empty(0, np.int64), *lists]).astype(np.int64)
+        self.idx = np.concatenate([np.empty(0, np.int64), *map(np.sort, lists)]).astype(np.int64)
 
     def pairs(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
         ptr = self.ptr[begin : end + 1]
         return np.repeat(np.arange(end - begin), np.diff(ptr)), self.idx[ptr[0] : ptr[-1]]
 
     def step(self) -> int:
-        return max(1, 2**18 // max(1, int(np.diff(self.ptr).max(initial=0))))
+        return max(1, PAIRS // max(1, int(np.diff(self.ptr).max(initial=0))))
 
 
 class ClassLabels:
@@ -86,7 +89,7 @@ class ClassLabels:
         ]
 
     def step(self) -> int:
-        return max(1, 2**18 // max(1, int(np.diff(self.starts).max(initial=0))))
+        return max(1, PAIRS // max(1, int(np.diff(self.starts).max(initial=0))))
 
 
 class LabelSets:
@@ -96,7 +99,9 @@ class LabelSets:
         self.query, self.gallery_t = query, gallery.T.tocsr()
 
     def pairs(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-        shared = (self.query[begin:end] @ self.gallery_t).tocoo()
+        shared = self.query[begin:end] @ self.gallery_t
+        shared.sort_indices()
+        shared = shared.tocoo()
         return shared.row.astype(np.int64), shared.col.astype(np.int64)
 
     def step(self) -> int:

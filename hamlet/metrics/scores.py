@@ -13,7 +13,9 @@ import torch
 from . import kernels
 
 TILE, ROWS = 16384, 128  # one tile of float32 scores is at most 8 MB
-UNIT_ROUNDOFF = 2.0**-24  # of float32
+WIDE = (
+    2**19
+)  # positives times dimensions of a query from which a float64 product costs less than close pairs do
 
 
 def check_rows(values, name: str) -> tuple[np.ndarray | torch.Tensor, float]:
@@ -61,11 +63,21 @@ def power_of_two(size: float) -> float:
     return 1.0 if size == 0 or 2.0**-30 < size < 2.0**30 else 2.0 ** -np.frexp(size)[1]
 
 
-def error_bound(norms: np.ndarray, largest: float, dimensions: int) -> np.ndarray:
-    """Bound on |float32 product - float64 product| per query: gamma_n |q||g|, and underflow."""
-    n = dimensions + 8  # 8: rounding of float64 input to float32, of the bounds themselves, of ``dot``
-    gamma = n * UNIT_ROUNDOFF / (1 - n * UNIT_ROUNDOFF)
-    return gamma * norms * max(largest, 1e-30) * 1.001 + n * 2.0**-125
+def error_bound(
+    norms: np.ndarray, largest: float, dimensions: int, roundoff: float = 2.0**-24
+) -> tuple[np.ndarray, float]:
+    """(flat per query, slope): |matrix product - ``kernels.dot`` s| <= flat + slope |s|, s either of the two.
+
+    roundoff u: 2**-24 for a float32 product; twice 2**-53 for a float64 one, which errs no less than ``dot``.
+
+    Each of the n - 1 additions, in whatever order, errs by at most u times a sum over some of the products
+    (Higham, Accuracy and Stability of Numerical Algorithms, SIAM 2002, section 4.2). Such a sum is no larger
+    than the positive or the negative products alone, and these come to (sum |q_i g_i| +- s) / 2; by
+    Cauchy and Schwarz sum |q_i g_i| <= |q||g|. That is half the usual gamma_n |q||g| where s is small.
+    """
+    n = dimensions + 12  # 12: rounding of the products, of float64 input and of the bounds to float32
+    gamma = n * roundoff / (1 - n * roundoff) * 1.001
+    return gamma / 2 * norms * max(largest, 1e-30) + n * 2.0**-125, gamma / 2
 
 
 class Dense:
@@ -82,9 +94,7 @@ class Dense:
         q = np.ascontiguousarray(self.query[begin:end], dtype=np.float64)
         size = np.abs(q).max(axis=1, initial=0)
         self.exact = np.ldexp(q, -np.frexp(size)[1][:, None])
-        self.approximate = self.exact.astype(np.float32)
-        norms = np.sqrt(np.einsum("ij,ij->i", self.exact, self.exact))
-        self.noise = error_bound(norms, self.largest * self.unit, q.shape[1])
+        self.norms = np.sqrt(np.einsum("ij,ij->i", self.exact, self.exact))
 
     def _rows(self, index) -> np.ndarray:
         if self.direct and isinstance(index, slice):
@@ -103,20 +113,20 @@ class Dense:
         return out * self.unit
 
     def add_ahead(self, lists: tuple, values: np.ndarray, ahead: np.ndarray, pool, threads: int) -> None:
-        buffer = np.empty((min(ROWS, len(self.exact)), min(TILE, len(self.gallery))), np.float32)
+        n, d = self.exact.shape
+        kind, roundoff = (np.float64, 2 * 2.0**-53) if len(values) * d > n * WIDE else (np.float32, 2.0**-24)
+        bound = error_bound(self.norms, self.largest * self.unit, d, roundoff)
+        counter = Counter(lists, values, *bound, kind, ahead, pool, threads)
+        query = self.exact.astype(kind)
+        buffer = np.empty((min(ROWS, n), min(TILE, len(self.gallery))), kind)
         for first in range(0, len(self.gallery), TILE):
             raw = self._rows(slice(first, first + TILE))
-            single = (
-                raw if raw.dtype == np.float32 and self.unit == 1 else (raw * self.unit).astype(np.float32)
-            )
-            for a in range(0, len(self.exact), ROWS):
-                b = min(a + ROWS, len(self.exact))
+            part = raw if raw.dtype == kind and self.unit == 1 else (raw * self.unit).astype(kind)
+            for a in range(0, n, ROWS):
+                b = min(a + ROWS, n)
                 tile = buffer.reshape(-1)[: (b - a) * len(raw)].reshape(b - a, len(raw))
-                np.matmul(self.approximate[a:b], single.T, out=tile)
-                count_block(
-                    tile, first, raw, self.exact[a:b], self.unit, self.noise[a:b], lists,
-                    a, values, ahead, pool, threads,
-                )  # fmt: skip
+                np.matmul(query[a:b], part.T, out=tile)
+                counter.add(a, tile, first, raw, self.exact[a:b], self.unit)
 
 
 class Sparse:
@@ -153,24 +163,44 @@ class Sparse:
         return out
 
     def add_ahead(self, lists: tuple, values: np.ndarray, ahead: np.ndarray, pool, threads: int) -> None:
+        exact = np.zeros(self.block.shape[0])
+        counter = Counter(lists, values, exact, 0.0, np.float64, ahead, pool, threads)
         for a, tile in self.tiles():
-            none, zero = np.zeros((len(tile), 1)), np.zeros(len(tile))
-            count_block(tile, 0, self.raw, none, 1.0, zero, lists, a, values, ahead, pool, threads)
+            counter.add(a, tile, 0, self.raw, np.zeros((len(tile), 1)), 1.0)
 
 
-def count_block(tile, first, raw, exact, unit, noise, lists, a, values, ahead, pool, threads) -> None:
-    """``kernels.count_above`` on one tile whose first row is query ``a`` of the block, by threads."""
-    ptr, idx, skip_ptr, skip_idx = lists
-    n = len(tile)
-    ptr, skip_ptr = ptr[a : a + n + 1], skip_ptr[a : a + n + 1]
-    work = [(n * t // threads, n * (t + 1) // threads) for t in range(threads)]
+class Counter:
+    """The negatives ahead of each positive of a block of queries, tile by tile (see ``kernels.count_tile``)."""
 
-    def share(bounds):
-        kernels.count_above(
-            tile, *bounds, first, raw, exact, unit, noise, ptr, idx, skip_ptr, skip_idx, values, ahead[a:]
-        )
+    def __init__(self, lists, values, flat, slope, dtype, ahead, pool, threads):
+        self.lists, self.values, self.flat, self.slope, self.ahead = lists, values, flat, slope, ahead
+        self.pool, self.threads = pool, threads
+        ptr, skip_ptr = lists[0], lists[2]
+        b, most = len(flat), int(np.diff(ptr).max())
+        self.grid = kernels.Grid(
+            low=np.empty(b, dtype), scale=np.empty(b, dtype), top=np.empty(b, dtype),
+            start=np.empty((b, kernels.bins_for(most) + 2), np.uint32),
+            next=np.empty(b, np.int64), skip_next=np.empty(b, np.int64),
+        )  # fmt: skip
+        kernels.lay_grid(ptr, skip_ptr, values, flat, slope, self.grid)
 
-    list(pool.map(share, work) if threads > 1 else map(share, work))
+    def add(
+        self, a: int, tile: np.ndarray, first: int, raw: np.ndarray, exact: np.ndarray, unit: float
+    ) -> None:
+        """Count one tile whose first row is query ``a`` of the block, its rows shared by the threads."""
+        ptr, idx, skip_ptr, skip_idx = self.lists
+        n, rows = len(tile), slice(a, a + len(tile))
+        ptr, skip_ptr = ptr[a : a + n + 1], skip_ptr[a : a + n + 1]
+        grid = kernels.Grid(*(part[rows] for part in self.grid))
+        work = [(n * t // self.threads, n * (t + 1) // self.threads) for t in range(self.threads)]
+
+        def share(bounds):
+            kernels.count_tile(
+                tile, *bounds, first, raw, exact, unit, self.flat[rows], self.slope,
+                ptr, idx, skip_ptr, skip_idx, self.values, grid, self.ahead[a:],
+            )  # fmt: skip
+
+        list(self.pool.map(share, work) if self.threads > 1 else map(share, work))
 
 
 def thread_pool(threads: int) -> ThreadPoolExecutor:

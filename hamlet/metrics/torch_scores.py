@@ -20,6 +20,16 @@ def dot_rows(q: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     return ((a + e) + (c + h)) + ((b + f) + (d + k))
 
 
+def count_at_most(rising: torch.Tensor, rows: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
+    """How many entries of ``rising[rows[i]]``, which rise, are <= bound[i]: a bisection for all i at once."""
+    found, step = torch.zeros_like(rows), 1 << (rising.shape[1].bit_length() - 1)
+    while step:
+        probe = (found + step).clamp(max=rising.shape[1])
+        found = torch.where(rising[rows, probe - 1] <= bound, probe, found)
+        step //= 2
+    return found
+
+
 class TorchScores:
     def __init__(self, query: torch.Tensor, gallery: torch.Tensor, gallery_norm: float):
         self.query, self.gallery, self.largest = query, gallery, gallery_norm
@@ -29,7 +39,8 @@ class TorchScores:
         q = self.query[begin:end].double()
         self.exact = torch.ldexp(q, -torch.frexp(q.abs().amax(1, keepdim=True)).exponent)
         norms = self.exact.square().sum(1).sqrt().cpu().numpy()
-        self.noise = torch.from_numpy(error_bound(norms, self.largest * self.unit, q.shape[1])).to(q.device)
+        flat, self.slope = error_bound(norms, self.largest * self.unit, q.shape[1])
+        self.flat = torch.from_numpy(flat).to(q.device)
 
     def _pairs(self, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
         parts = zip(rows.split(PAIRS), cols.split(PAIRS), strict=True)
@@ -58,7 +69,7 @@ class TorchScores:
         rising = np.full((b - a, max(1, count.max())), np.inf)  # slot t from the end: values fall, these rise
         rising[row, count[row] - 1 - place] = values[ptr[a] : ptr[b]]
         rising = torch.from_numpy(rising).to(device)
-        noise = self.noise[a:b, None]
+        noise = self.flat[a:b, None] + self.slope * rising.abs().nan_to_num(posinf=0)
         sure, maybe = (rising + noise).float(), (rising - noise).float()
         width = rising.shape[1] + 1
         beaten = torch.zeros((b - a) * width, dtype=torch.int64, device=device)
@@ -74,7 +85,7 @@ class TorchScores:
             r, c = torch.nonzero((torch.searchsorted(maybe, tile, right=True) != found), as_tuple=True)
             for rows, cols in zip(r.split(PAIRS), c.split(PAIRS), strict=True):
                 score = self._pairs(rows + a, cols + first)
-                found[rows, cols] = (rising[rows] <= score[:, None]).sum(1)
+                found[rows, cols] = count_at_most(rising, rows, score)
             found += torch.arange(b - a, device=device)[:, None] * width
             beaten += torch.bincount(found.flatten(), minlength=len(beaten))
         beaten = beaten.view(b - a, width).cpu().numpy()
