@@ -64,3 +64,32 @@ def test_the_search_benchmark_measures_every_kind_and_setting(tmp_path, monkeypa
     search.main()  # what is stored is kept
     assert "already" in capsys.readouterr().out
     pd.testing.assert_frame_equal(pd.read_csv(output), table)
+
+
+TABLES = FOLDER.parent / "tables" / "benchmarks"
+
+
+def committed(name: str) -> pd.DataFrame:
+    return pd.read_csv(TABLES / f"{name}.csv", dtype=str).set_index("method")
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio", "megabytes"),
+    [("ranking", 2.5, 50), ("ranking_60000", 3, 1000), ("ranking_1000000", 4, 1000)],
+)
+def test_committed_figures_keep_the_promised_cost(name, ratio, megabytes):
+    ours = committed(name).loc["hamlet"]
+    assert float(ours["CPU / matrix product"]) <= ratio and float(ours["extra MB"]) < megabytes
+
+
+@pytest.mark.parametrize("name", ["ranking", "ranking_oml"])
+def test_committed_figures_are_ten_times_below_the_best_library(name):
+    ratios = committed(name)["CPU / matrix product"].dropna().astype(float)
+    assert ratios.drop(["product", "hamlet"]).min() >= 10 * ratios["hamlet"]
+
+
+def test_committed_growth_is_close_to_linear():
+    growth = pd.read_csv(TABLES / "ranking_growth.csv", dtype=str)
+    size = growth["gallery"].str.replace(",", "").astype(float)
+    cost = growth["ns a pair"].astype(float)
+    assert size.iloc[-1] / size.iloc[0] == 8 and cost.max() / cost.min() < 1.5  # 8 with quadratic growth
