@@ -67,6 +67,7 @@ def test_benchmark_commands_on_a_small_size(command, tmp_path):
         "benchmarks/search.py": ["--sizes", "400", "--queries", "20", "--repeats", "1"],
         "benchmarks/library_differences.py": [],
     }[words[0]]
+    small += ["--growth", "300", "600", "--queries", "20"] if "--growth" in words else []
     words = [sys.executable, *words, *small, "--output", str(output)]  # the last value of an option holds
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
