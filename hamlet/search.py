@@ -317,6 +317,8 @@ def _manifest(folder: Path) -> dict:
 
 def _next_version(folder: Path) -> int:
     """Make ``folder`` ready for a save. Only an index, or what an interrupted save left, may lie there already."""
+    if folder.is_file():
+        raise FileExistsError(f"{folder} is a file; choose an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / MANIFEST).exists():
         return _manifest(folder)["version"] + 1
