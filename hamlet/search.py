@@ -5,15 +5,19 @@ Big Data 2021): ``flat`` is exact; ``ivfpq`` inverts cells and stores product-qu
 navigable graph (Malkov, Yashunin, TPAMI 2020). ``sparse`` keeps a posting list per code, for SPARSE, and never
 densifies.
 
-    python -m hamlet.search build model.safetensors photos/ my-index
-    python -m hamlet.search query my-index model.safetensors photo.jpg
+    python -m hamlet.search build model.safetensors photos/ my-index --image-size 80
+    python -m hamlet.search query my-index model.safetensors photo.jpg  # at the size that the index was built with
 """
 
 import argparse
 import hashlib
 import json
 import os
+import re
+import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral
 from pathlib import Path
 
 import faiss
@@ -21,16 +25,33 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
 
 KINDS = ("flat", "ivfpq", "hnsw", "sparse")
-GPU_TOP_K = 2048  # faiss' limit for a search on a card
+GPU_LIMIT = 2048  # faiss' limit on a card, for neighbours and for visited cells
+CHUNK = 64  # images decoded and described at a time: one batch of the model
+SMALLEST = 64  # pixels a side that the models take
 MANIFEST = "manifest.json"
+OWN = re.compile(r"items-\d+\.parquet|index-\d+\.bin|\.manifest\.json\.\d+")
+FIELDS = {
+    "version": int, "kind": str, "dimension": int, "model": str, "next_id": int, "removed": list, "options": dict,
+    "files": dict,
+}  # fmt: skip
 
 
 def model_hash(weights: str | Path) -> str:
     """sha256 of a weights file: what an index remembers of the model that made it."""
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"no weights at {weights}; expected a file that save_model wrote")
     with open(weights, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _whole(name: str, value: int, least: int) -> int:
+    """Refused here, where there is a name for it: some values would end the interpreter inside faiss."""
+    if not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return int(value)
 
 
 class Index:
@@ -39,25 +60,32 @@ class Index:
     Args:
         kind: flat, ivfpq, hnsw or sparse. dimension: D. model: hash of the model that makes the descriptors.
         clusters: cells of ivfpq; by default 4 sqrt(N) of the first ``add``. sub_quantisers: bytes per image of ivfpq.
-        probes: cells that ivfpq visits. links: neighbours per node of hnsw. effort: candidates that hnsw keeps.
+        probes: cells that ivfpq visits. links: neighbours per node of hnsw, at least 2. effort: candidates that hnsw
+            keeps. image_size: pixels at which the images were described, kept for those who describe queries.
     """
 
     def __init__(
         self, kind: str = "flat", dimension: int = 512, model: str = "", *, clusters: int | None = None,
-        sub_quantisers: int = 64, probes: int = 16, links: int = 32, effort: int = 128,
+        sub_quantisers: int = 64, probes: int = 16, links: int = 32, effort: int = 128, image_size: int | None = None,
     ):  # fmt: skip
         if kind not in KINDS:
             raise ValueError(f"unknown kind of index {kind!r}; valid: {', '.join(KINDS)}")
+        self.kind, self.dimension, self.model = kind, _whole("dimension", dimension, 1), model
+        self.image_size = None if image_size is None else _whole("image_size", image_size, 1)
+        self.options = {
+            "clusters": None if clusters is None else _whole("clusters", clusters, 1),
+            "sub_quantisers": _whole("sub_quantisers", sub_quantisers, 1),
+            "probes": _whole("probes", probes, 1),
+            "links": _whole("links", links, 2),
+            "effort": _whole("effort", effort, 1),
+        }
         if kind == "ivfpq" and dimension % sub_quantisers:
             raise ValueError(f"ivfpq: {sub_quantisers} sub-quantisers do not divide {dimension} dimensions")
-        self.kind, self.dimension, self.model = kind, dimension, model
-        self.options = {
-            "clusters": clusters, "sub_quantisers": sub_quantisers, "probes": probes, "links": links, "effort": effort
-        }  # fmt: skip
         self.items = pd.DataFrame({"id": pd.Series(dtype="int64"), "path": pd.Series(dtype="str")})
         self.next_id = 0
         self.removed = np.zeros(0, np.int64)  # hnsw cannot forget a node, so it is passed over instead
         self._index: faiss.Index | None = None
+        self._copy: faiss.Index | None = None  # what `_searcher` made of it
         self._postings = sp.csr_matrix((dimension, 0), dtype=np.float32)
         self._columns = np.zeros(0, np.int64)
 
@@ -78,9 +106,9 @@ class Index:
         elif len(ids):
             self._index = self._index if self._index is not None else self._new(rows)
             self._index.add_with_ids(rows, ids)
-        self.items = pd.concat(
-            [self.items, pd.DataFrame({"id": ids, "path": list(paths)})], ignore_index=True
-        )
+            self._copy = None
+        new = pd.DataFrame({"id": ids, "path": list(paths)})
+        self.items = pd.concat([self.items, new], ignore_index=True)
         self.next_id += rows.shape[0]
         return ids
 
@@ -93,15 +121,20 @@ class Index:
         # "np": without the reordering of centroids for polysemous search, which takes minutes and is not used here
         # faiss wants some 39 training vectors a centroid, and product quantisation 256 centroids
         cells = self.options["clusters"] or int(max(1, min(4 * np.sqrt(len(rows)), len(rows) / 39)))
-        if len(rows) < 256:
-            raise ValueError(f"ivfpq learns from its first vectors and needs 256, got {len(rows)}; use flat")
+        if len(rows) < (needed := max(256, cells)):
+            raise ValueError(
+                f"ivfpq learns from its first vectors, {needed} or more, got {len(rows)}; use flat"
+            )
         index = faiss.index_factory(self.dimension, f"IVF{cells},PQ{self.options['sub_quantisers']}np", inner)
         index.train(rows)
         return index
 
     def remove(self, ids: Sequence[int]) -> int:
         """Forget images by id. -> how many there were; an unknown id is an error and removes nothing."""
-        ids = np.unique(np.asarray(ids, np.int64))
+        ids = np.unique(np.asarray(ids))
+        if len(ids) and ids.dtype.kind not in "iu":
+            raise TypeError(f"ids must be whole numbers, got {ids.dtype}: {ids[:5].tolist()}")
+        ids = ids.astype(np.int64)
         unknown = ids[~np.isin(ids, self.items["id"])]
         if len(unknown):
             raise KeyError(f"no image with id {unknown[0]} in this index of {len(self)}")
@@ -112,33 +145,30 @@ class Index:
             self.removed = np.union1d(self.removed, ids)
         elif len(ids):
             self._index.remove_ids(ids)
+            self._copy = None
         self.items = self.items[~self.items["id"].isin(ids)].reset_index(drop=True)
         return len(ids)
 
     def _checked(self, descriptors: np.ndarray | sp.spmatrix) -> np.ndarray | sp.csr_matrix:
-        if sp.issparse(descriptors) != (self.kind == "sparse"):
-            raise TypeError(
-                f"an index of kind {self.kind} takes {'scipy sparse' if self.kind == 'sparse' else 'dense'} rows"
-            )
-        rows = descriptors.tocsr() if self.kind == "sparse" else np.atleast_2d(np.asarray(descriptors))
+        sparse = self.kind == "sparse"
+        if sp.issparse(descriptors) != sparse:
+            raise TypeError(f"kind {self.kind} takes {'scipy sparse' if sparse else 'dense'} descriptors")
+        rows = descriptors.tocsr() if sparse else np.atleast_2d(np.asarray(descriptors))
         if rows.ndim != 2 or rows.shape[1] != self.dimension:
             raise ValueError(f"descriptors have shape {rows.shape}, expected (N, {self.dimension})")
+        if rows.dtype.kind not in "fiub":
+            raise TypeError(f"descriptors are {rows.dtype}, expected real numbers")
         rows = rows.astype(np.float32)
-        values = rows.data if self.kind == "sparse" else rows
-        if not np.isfinite(values).all():
-            raise ValueError(
-                "descriptors hold NaN or infinity; find the image that caused it and leave it out"
-            )
-        return rows if self.kind == "sparse" else np.ascontiguousarray(rows)
+        if not np.isfinite(rows.data if sparse else rows).all():
+            raise ValueError("descriptors hold NaN or infinity; leave out the image that caused it")
+        return rows if sparse else np.ascontiguousarray(rows)
 
     # -- search ----------------------------------------------------------------------------------------------
 
     def query(self, descriptors: np.ndarray | sp.spmatrix, k: int = 10) -> pd.DataFrame:
         """The k best images of every query: a frame with query, rank (from 1), id, path, score, best first."""
         rows = self._checked(descriptors)
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        k = min(k, len(self))
+        k = min(_whole("k", k, 1), len(self))
         scores, ids = self._search(rows, k) if k else (np.zeros((rows.shape[0], 0)),) * 2
         found = pd.DataFrame(
             {
@@ -155,15 +185,28 @@ class Index:
     def _search(self, rows, k: int) -> tuple[np.ndarray, np.ndarray]:
         if self.kind == "sparse":
             return self._search_sparse(rows, k)
-        # settings stand on the index: libraries that patch faiss for torch drop the search's ``params``
-        if self.kind == "ivfpq":
-            faiss.extract_index_ivf(self._index).nprobe = self.options["probes"]
-            return self._index.search(rows, k)
         if self.kind == "hnsw":
             return self._search_graph(rows, k)
-        if faiss.get_num_gpus() and k <= GPU_TOP_K:
-            return faiss.index_cpu_to_all_gpus(self._index).search(rows, k)
-        return self._index.search(rows, k)
+        probes = self.options["probes"]
+        searcher = self._searcher() if max(k, probes) <= GPU_LIMIT else self._index
+        if self.kind == "ivfpq":
+            # set on the index: libraries that patch faiss for torch drop the search's ``params``
+            space = faiss.ParameterSpace if searcher is self._index else faiss.GpuParameterSpace
+            space().set_index_parameter(searcher, "nprobe", probes)
+        return searcher.search(rows, k)
+
+    def _searcher(self) -> faiss.Index:
+        """A copy on the cards, made once after each change; the index itself without a card that takes it."""
+        if self._copy is None:
+            self._copy = self._index
+            if faiss.get_num_gpus():
+                options = faiss.GpuMultipleClonerOptions()
+                options.useFloat16 = self.kind == "ivfpq"  # in float32 its tables exceed a block's memory
+                try:
+                    self._copy = faiss.index_cpu_to_all_gpus(self._index, options)
+                except RuntimeError as error:
+                    warnings.warn(f"the CPU searches, the GPU refused: {error}", stacklevel=2)
+        return self._copy
 
     def _search_graph(self, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Search for as many more as were removed, and pass those over; places without an image hold id -1."""
@@ -190,56 +233,58 @@ class Index:
     # -- storage ---------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
-        """Write the index to a folder. The manifest is replaced last: a save that is cut off leaves the old one."""
+        """Write the index to a folder. The manifest is replaced last, when the disk holds what it names: a save that
+        is cut off leaves the old index, and the next save clears its remains away."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()) and not (folder / MANIFEST).exists():
-            raise FileExistsError(f"{folder} holds other files and no {MANIFEST}; choose an empty folder")
-        version = 1 + (
-            json.loads((folder / MANIFEST).read_text())["version"] if (folder / MANIFEST).exists() else 0
-        )
+        version = _next_version(folder)
         items, data = folder / f"items-{version}.parquet", folder / f"index-{version}.bin"
         self.items.to_parquet(items, index=False)
         if self.kind == "sparse":
             p = self._postings.tocsr()
-            parts = {
-                "data": p.data,
-                "indices": p.indices.astype(np.int64),
-                "indptr": p.indptr.astype(np.int64),
-            }
-            save_file(parts | {"columns": self._columns}, data)
+            ends = {name: getattr(p, name).astype(np.int64) for name in ("indices", "indptr")}
+            save_file(ends | {"data": p.data, "columns": self._columns}, data)
         elif self._index is not None:
             faiss.write_index(self._index, str(data))
         else:
             data.write_bytes(b"")
         manifest = {
             "version": version, "kind": self.kind, "metric": "inner product", "dimension": self.dimension,
-            "count": len(self), "model": self.model, "next_id": self.next_id, "removed": self.removed.tolist(),
-            "options": self.options, "faiss": faiss.__version__,
+            "count": len(self), "model": self.model, "image_size": self.image_size, "next_id": self.next_id,
+            "removed": self.removed.tolist(), "options": self.options, "faiss": faiss.__version__,
             "files": {p.name: model_hash(p) for p in (items, data)},
         }  # fmt: skip
-        partial = folder / f".{MANIFEST}.{os.getpid()}"
-        partial.write_text(json.dumps(manifest, indent=1))
-        partial.replace(folder / MANIFEST)
-        for old in [*folder.glob("items-*.parquet"), *folder.glob("index-*.bin")]:
-            if old not in (items, data):
+        written = folder / f".{MANIFEST}.{os.getpid()}"
+        written.write_text(json.dumps(manifest, indent=1))
+        for path in (items, data, written, folder):
+            _sync(path)
+        written.replace(folder / MANIFEST)
+        _sync(folder)
+        for old in folder.iterdir():
+            if OWN.fullmatch(old.name) and old not in (items, data):
                 old.unlink()
 
     @classmethod
-    def load(cls, folder: str | Path, model: str | None = None) -> "Index":
+    def load(cls, folder: str | Path, model: str | None = None, image_size: int | None = None) -> "Index":
         """Read a saved index, every file checked against the manifest.
 
         Args:
-            model: hash of the model that queries will come from; an index made by another model is refused.
+            model: hash of the model that queries will come from; an index made by another model is refused. Without
+                it nothing is compared: it is then the caller who knows that both come from one model.
+            image_size: pixels at which queries will be described; an index that records another size is refused.
         """
         folder = Path(folder)
         if not (folder / MANIFEST).is_file():
             raise FileNotFoundError(f"no index at {folder}: {MANIFEST} is missing; build one first")
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = _manifest(folder)
         if model is not None and model != manifest["model"]:
             raise ValueError(
                 f"{folder} was made by the model {manifest['model'][:12] or '(none)'}, queries come from {model[:12]}; "
                 "use that model or build the index again"
+            )
+        made_at = manifest.get("image_size")
+        if None not in (image_size, made_at) and image_size != made_at:
+            raise ValueError(
+                f"{folder} holds images at {made_at} px, queries come at {image_size}; use {made_at}"
             )
         for name, expected in manifest["files"].items():
             if not (folder / name).is_file() or model_hash(folder / name) != expected:
@@ -247,7 +292,7 @@ class Index:
         index = cls(manifest["kind"], manifest["dimension"], manifest["model"], **manifest["options"])
         items, data = (folder / name for name in manifest["files"])
         index.items, index.next_id = pd.read_parquet(items), manifest["next_id"]
-        index.removed = np.array(manifest["removed"], np.int64)
+        index.removed, index.image_size = np.array(manifest["removed"], np.int64), made_at
         if index.kind == "sparse":
             parts = load_file(data)
             index._columns, shape = parts["columns"], (index.dimension, len(parts["columns"]))
@@ -257,52 +302,118 @@ class Index:
         return index
 
 
-def _describe(weights: Path, files: list[Path], image_size: int):
-    """Descriptors of image files; sparse rows for SPARSE. A file that is no image stops with its name."""
-    from hamlet.data.cache import decode
+def _manifest(folder: Path) -> dict:
+    """What a saved index says of itself; ValueError where it is damaged."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        for name, kind in FIELDS.items():
+            if not isinstance(manifest[name], kind):
+                raise TypeError(f"{name} is {manifest[name]!r}")
+    except (ValueError, KeyError, TypeError) as error:
+        hint = f"delete {folder} and build the index again"
+        raise ValueError(f"{folder / MANIFEST} is damaged, {error!r}; {hint}") from error
+    return manifest
+
+
+def _next_version(folder: Path) -> int:
+    """Make ``folder`` ready for a save. Only an index, or what an interrupted save left, may lie there already."""
+    if folder.is_file():
+        raise FileExistsError(f"{folder} is a file; choose an empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / MANIFEST).exists():
+        return _manifest(folder)["version"] + 1
+    if others := sorted(p.name for p in folder.iterdir() if not OWN.fullmatch(p.name)):
+        raise FileExistsError(f"{folder} holds other files ({others[0]}); choose an empty folder")
+    return 1
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk holds a file's content, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _describe(model, files: list[Path], image_size: int):
+    """-> descriptors of the files that decode, in order, and {file: reason} of the others."""
+    from hamlet.data.cache import _try_decode
     from hamlet.evaluation import embed
+
+    rows, broken = [], {}
+    bar = tqdm(total=len(files), desc="describing", unit="image", disable=None, delay=1)
+    with bar, ThreadPoolExecutor() as pool:
+        for start in range(0, len(files), CHUNK):
+            part = files[start : start + CHUNK]
+            results = list(pool.map(_try_decode, part, [image_size] * len(part)))
+            broken |= {f: r for f, r in zip(part, results, strict=True) if isinstance(r, str)}
+            if images := [r for r in results if not isinstance(r, str)]:
+                rows.append(embed(model, np.stack(images), image_size))
+            bar.update(len(part))
+    if not rows:
+        first = f"{files[0]} ({broken[files[0]]})"
+        raise ValueError(f"0 of {len(files)} images decode, not {first}; give photos that open in a viewer")
+    return sp.vstack(rows, format="csr") if sp.issparse(rows[0]) else np.concatenate(rows), broken
+
+
+def _build(weights: Path, images: Path, index: Path, kind: str | None, image_size: int) -> None:
     from hamlet.models import load_model
 
+    kinds = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+    files = sorted(p for p in images.rglob("*") if p.suffix.lower() in kinds and not p.is_dir())
+    if not files:
+        raise ValueError(f"no image below {images}; expected files ending in {', '.join(sorted(kinds))}")
     model = load_model(weights)
-    return embed(
-        model, np.stack([decode(f, image_size) for f in files]), image_size, progress=len(files) > 200
-    )
+    valid = ("sparse",) if model.method == "sparse" else KINDS[:-1]
+    if kind not in (None, *valid):
+        raise ValueError(f"--kind {kind} does not fit a {model.method} model; give {', '.join(valid)}")
+    made = Index(kind or valid[0], model.embedding_dim, model_hash(weights), image_size=image_size)
+    _next_version(index)  # a folder that cannot take the index is refused before the work
+    rows, broken = _describe(model, files, image_size)
+    shown = {f: os.fsencode(f).decode(errors="replace") for f in files}  # a name need not be UTF-8
+    made.add(rows, [shown[f] for f in files if f not in broken])
+    made.save(index)
+    for file, reason in broken.items():
+        print(f"left out: {shown[file]} ({reason})")
+    print(f"{len(made)} images indexed in {index}, {len(broken)} left out")
+
+
+def _query(index: Path, weights: Path, image: Path, k: int, image_size: int | None) -> None:
+    from hamlet.models import load_model
+
+    if not image.is_file():
+        raise FileNotFoundError(f"no image at {image}; expected the path of a photo")
+    made = Index.load(index, model_hash(weights), image_size)
+    image_size = image_size or made.image_size
+    if image_size is None:
+        raise ValueError(f"{index} does not say at what size its images were described; give --image-size")
+    rows, _ = _describe(load_model(weights), [image], image_size)
+    print(made.query(rows, k)[["rank", "score", "path"]].to_string(index=False))
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m hamlet.search", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(required=True)
     build = commands.add_parser("build", help="index all images below a folder")
     query = commands.add_parser("query", help="find the images nearest to one")
-    build.add_argument("weights", type=Path)
-    build.add_argument("images", type=Path)
-    build.add_argument("index", type=Path)
-    build.add_argument("--kind", default=None, choices=KINDS, help="default: flat, or sparse for SPARSE")
-    query.add_argument("index", type=Path)
-    query.add_argument("weights", type=Path)
-    query.add_argument("image", type=Path)
-    query.add_argument("-k", type=int, default=10)
-    for command in (build, query):
-        command.add_argument("--image-size", type=int, default=224, help="pixels that the model sees")
-    given = parser.parse_args(arguments)
-    if given.command == "query":
-        index = Index.load(given.index, model_hash(given.weights))
-        found = index.query(_describe(given.weights, [given.image], given.image_size), given.k)
-        print(found[["rank", "score", "path"]].to_string(index=False))
-        return
-    kinds = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-    files = sorted(p for p in given.images.rglob("*") if p.suffix.lower() in kinds)
-    if not files:
-        raise SystemExit(
-            f"no image below {given.images}; expected files ending in {', '.join(sorted(kinds))}"
-        )
-    rows = _describe(given.weights, files, given.image_size)
-    index = Index(
-        given.kind or ("sparse" if sp.issparse(rows) else "flat"), rows.shape[1], model_hash(given.weights)
-    )
-    index.add(rows, [str(f) for f in files])
-    index.save(given.index)
-    print(f"{len(index)} images indexed in {given.index}")
+    for command, names in ((build, ("weights", "images", "index")), (query, ("index", "weights", "image"))):
+        for name in names:
+            command.add_argument(name, type=Path)
+    build.add_argument("--kind", choices=KINDS, help="default: flat, or sparse for SPARSE")
+    build.add_argument("--image-size", type=int, default=224, help="pixels that the model sees; default: 224")
+    query.add_argument("-k", type=int, default=10, help="how many; default: 10")
+    query.add_argument("--image-size", type=int, help="default: the size that the index was built with")
+    build.set_defaults(run=_build)
+    query.set_defaults(run=_query)
+    given = vars(parser.parse_args(arguments))
+    try:
+        if given["image_size"] is not None:
+            _whole("--image-size", given["image_size"], SMALLEST)
+        _whole("-k", given.get("k", 1), 1)
+        given.pop("run")(**given)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"python -m hamlet.search: {error}") from error
 
 
 if __name__ == "__main__":
