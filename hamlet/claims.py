@@ -72,8 +72,8 @@ def _per_query(path: Path, protocol: str) -> pd.DataFrame:
 
 
 def atoms(formula: str, groups: dict[str, list[str]]) -> list[str]:
-    """The parts of a formula that must all hold, in the order of ``Paper.evaluate``: ``and``, chains, max(...)
-    and min(...) written out; an ``or`` or an arithmetic formula is one part.
+    """The parts of a formula that must all hold: ``and``, chains, max(...) and min(...) written out; an ``or``
+    or an arithmetic formula is one part.
     """
     node = parse(formula)
     if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
@@ -238,7 +238,7 @@ def claims_table(profile: str, dataset: str, *, resamples: int = 10_000, seed: i
     queries, classes = (
         _judged(Replicates(paper, measured, resamples, seed, by_class)) for by_class in (False, True)
     )
-    classes = classes[["low", "high", "p", "p_holm", "verdict"]].add_suffix("_classes")
+    classes = classes[["decided_by", "low", "high", "p", "p_holm", "verdict"]].add_suffix("_classes")
     return pd.concat([stated, queries, classes], axis=1).assign(seeds=measured.seeds)
 
 
@@ -311,9 +311,10 @@ def printed(table: pd.DataFrame) -> pd.DataFrame:
     # accuracies have four decimals, per cent one
     fine = table["unit"].eq("") & table["kind"].eq("quantitative") if claims else pd.Series(True, table.index)
 
-    def spans(ends: str) -> list[str]:
+    def spans(ends: str) -> pd.Series:
         rows = zip(table["low" + ends], table["high" + ends], fine.map({True: 4, False: 1}), strict=True)
-        return ["" if np.isnan(low) else f"[{low:.{d}f}, {high:.{d}f}]" for low, high, d in rows]
+        texts = ["" if np.isnan(low) else f"[{low:.{d}f}, {high:.{d}f}]" for low, high, d in rows]
+        return pd.Series(texts, table.index, dtype=object)
 
     def number(column: str, decimals: int) -> pd.Series:
         return table[column].map(lambda value: "" if pd.isna(value) else f"{value:.{decimals}f}")
@@ -323,8 +324,13 @@ def printed(table: pd.DataFrame) -> pd.DataFrame:
         columns = {"Claim": table["id"], "Statement": table["english"]}
         columns |= {"Reported": table["reported"] + table["unit"], "Arithmetic": table["arithmetic"]}
         columns |= {"Measured": number("value", 1).mask(fine, number("value", 4))}
-        # words, which LaTeX prints in every font
-        decided = table["decided_by"].str.replace(" > ", " above ").str.replace(" < ", " below ")
+        # in words, which LaTeX prints in every font
+        decided, other = (
+            table[key].str.replace(" > ", " above ").str.replace(" < ", " below ")
+            for key in ("decided_by", "decided_by_classes")
+        )
+        # the interval over classes names its part where that is another one
+        intervals[f"{over}classes"] += (" of " + other).where(other != decided, "")
         columns |= {"Decided by": decided, **intervals, "p (Holm)": number("p_holm", 4)}
         columns |= {"Verdict": table["verdict"], "Verdict, other classes": table["verdict_classes"]}
         return pd.DataFrame(columns | {"Why not": table["reason"]})
