@@ -178,6 +178,16 @@ def test_the_parts_of_every_formula_are_the_formula():
         assert sorted(found) == sorted(paper.evaluate(formula, lambda *cell: values[cell]))
 
 
+def test_what_was_stated_after_results_says_so():
+    known = {claim["id"]: claim for claim in Paper().claims}
+    thresholds = {
+        i for i, c in known.items() if "0.824" in c.get("formula", "") or "0.9 *" in c.get("formula", "")
+    }
+    assert thresholds == {"S3.2-1", "S4.1-4", "S4.3-4"}
+    for name in (*thresholds, "S4.1-3", "S4.2-3", "S4.2-13", "S5.2-4"):
+        assert "had been seen" in known[name]["note"], name
+
+
 def test_other_classes_have_a_verdict_of_their_own(tmp_path, monkeypatch):
     """Half of the classes gain 0.23, half lose 0.11: sure for more queries of them, open for other classes."""
     monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
