@@ -1,14 +1,14 @@
 """A verdict on every claim of the report, and paired comparisons of every configuration, from the results
 folder.
 
-The rule stands in the header of ``data/paper/claims.yaml`` and was fixed before the results; this module
-applies it. Inputs: ``result.json`` and ``per_query.parquet`` of each run, ``efficiency/result.json``; read
-here directly, so that a table can be followed back to files. A missing run is a reason in the table, never a
-number.
+The rule and its history stand in the header of ``data/paper/claims.yaml``; this module applies it. Its inputs
+are what ``hamlet.report`` loads and verifies, and the per-query values of each run. A missing run is a reason
+in the table, never a number.
 """
 
+import ast
+import contextlib
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,12 +16,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from hamlet import paths
+from hamlet import report
 from hamlet import statistics as st
-from hamlet.paper import Paper, tolerance
+from hamlet.paper import Paper, parse, tolerance
 
 ALPHA = 0.05
 PER_QUERY = ("AP", "P@1", "P@5", "P@10")
+ONCE = "memory was measured once"  # no uncertainty is known
 
 
 @dataclass
@@ -34,42 +35,71 @@ class Measured:
     labels: np.ndarray | None = None
     efficiency: dict[str, dict] = field(default_factory=dict)
 
-    def mean_over_seeds(self, run: str, column: str = "AP") -> np.ndarray:
-        return self.values[run][:, :, PER_QUERY.index(column)].mean(axis=0)
+    @property
+    def seeds(self) -> int:
+        """The most seeds of any run; below two, no interval has a part for the seeds."""
+        return max(map(len, self.values.values()), default=0)
 
 
 def load_measured(profile: str, dataset: str, protocol: str = "default") -> Measured:
-    """Read every finished run. ValueError if a file changed since its run or the queries differ."""
-    folder, measured = paths.results_dir(profile, dataset), Measured()
-    by_run: dict[str, list[np.ndarray]] = {}
-    reference: pd.DataFrame | None = None
-    for record in sorted(folder.glob("*/seed*/result.json")):
-        frame = _per_query(record, protocol)
-        keys = frame[["query", "path", "label"]]
-        reference = keys if reference is None else reference
-        if not keys.equals(reference):
-            raise ValueError(
-                f"{record.parent}: its queries differ from those of the other runs; run it again"
-            )
-        by_run.setdefault(record.parent.parent.name, []).append(frame[list(PER_QUERY)].to_numpy(np.float64))
+    """Every finished run, verified by ``hamlet.report``. report.ResultError if a file changed since its run,
+    ValueError if the queries differ between runs.
+    """
+    measured, by_run, reference = Measured(), {}, None
+    with contextlib.suppress(FileNotFoundError):  # nothing was run: the table says so, claim by claim
+        for _, row in report.load_results(profile, dataset).iterrows():
+            frame = _per_query(row["folder"] / "per_query.parquet", protocol)
+            keys = frame[["query", "path", "label"]]
+            reference = keys if reference is None else reference
+            if not keys.equals(reference):
+                raise ValueError(
+                    f"{row['folder']}: its queries differ from those of the other runs; run it again"
+                )
+            by_run.setdefault(row["run"], []).append(frame[list(PER_QUERY)].to_numpy(np.float64))
     measured.values = {run: np.stack(seeds) for run, seeds in by_run.items()}
     measured.labels = None if reference is None else reference["label"].to_numpy()
-    efficiency = folder / "efficiency" / "result.json"
-    if efficiency.is_file():
-        measured.efficiency = json.loads(efficiency.read_text())["models"]
+    with contextlib.suppress(FileNotFoundError):
+        measured.efficiency = report.load_efficiency(profile, dataset)["models"]
     return measured
 
 
-def _per_query(record: Path, protocol: str) -> pd.DataFrame:
-    path = record.with_name("per_query.parquet")
-    expected = json.loads(record.read_text())["files"][path.name]
-    if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-        raise ValueError(f"{path}: its sha256 differs from the one in {record.name}; run it again")
+def _per_query(path: Path, protocol: str) -> pd.DataFrame:
     frame = pd.read_parquet(path)
     frame = frame[frame["protocol"] == protocol].sort_values("query", ignore_index=True)
     if frame.empty or not np.isfinite(frame[list(PER_QUERY)]).all(axis=None):
         raise ValueError(f"{path}: protocol {protocol!r} is absent or holds values that are not finite")
     return frame
+
+
+def atoms(formula: str, groups: dict[str, list[str]]) -> list[str]:
+    """The parts of a formula that must all hold: ``and``, chains, max(...) and min(...) written out; an ``or``
+    or an arithmetic formula is one part.
+    """
+    node = parse(formula)
+    if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
+        return [atom for part in node.values for atom in atoms(ast.unparse(part), groups)]
+    if not isinstance(node, ast.Compare):
+        return [ast.unparse(node)]
+    found = []
+    for left, op, right in zip([node.left, *node.comparators], node.ops, node.comparators, strict=False):
+        sign, least, most = (">", "min", "max") if isinstance(op, ast.Gt) else ("<", "max", "min")
+        seconds = _written_out(right, most, groups)
+        found += [
+            f"{first} {sign} {second}" for first in _written_out(left, least, groups) for second in seconds
+        ]
+    return found
+
+
+def _written_out(node: ast.expr, function: str, groups: dict[str, list[str]]) -> list[str]:
+    if not (isinstance(node, ast.Call) and node.func.id == function):
+        return [ast.unparse(node)]
+    texts = []
+    for part in node.args:
+        if isinstance(part, ast.Subscript) and part.slice.id in groups:
+            texts += [f"{part.value.id}[{model}]" for model in groups[part.slice.id]]
+        else:
+            texts += _written_out(part, function, groups)
+    return texts
 
 
 class Replicates:
@@ -94,10 +124,18 @@ class Replicates:
         """What a formula needs and the results folder does not hold."""
         lacking = []
         for metric, model in self.paper.cells(formula):
-            run, accurate = self.paper.models[model]["run"], self.paper.metrics[metric]["table"] == "accuracy"
-            if run not in (self.measured.values if accurate else self.measured.efficiency):
-                lacking.append(run if accurate else f"efficiency of {run}")
+            run, column = self.paper.models[model]["run"], self.paper.metrics[metric]["measured"]
+            if column in PER_QUERY and run not in self.measured.values:
+                lacking.append(run)
+            elif column not in PER_QUERY and self.measured.efficiency.get(run, {}).get(column) is None:
+                # a device may not tell its memory
+                lacking.append(f"{'memory' if run in self.measured.efficiency else 'efficiency'} of {run}")
         return list(dict.fromkeys(lacking))
+
+    def measured_once(self, formula: str) -> bool:
+        """Whether a formula uses a memory that was measured in one process: an interval would have no width."""
+        runs = [self.paper.models[m]["run"] for metric, m in self.paper.cells(formula) if metric == "memory"]
+        return any("memory_mb_q25" not in self.measured.efficiency[run] for run in runs)
 
     def point(self, metric: str, model: str) -> float:
         run, column = self.paper.models[model]["run"], self.paper.metrics[metric]["measured"]
@@ -106,11 +144,11 @@ class Replicates:
         return float(self.measured.efficiency[run][column])
 
     def draws(self, metric: str, model: str) -> np.ndarray:
-        """(resamples,): accuracy by nested bootstrap; latency so that quartiles and median are the measured
-        ones.
+        """(resamples,): accuracy by nested bootstrap; latency and memory so that quartiles and median are the
+        measured ones.
 
-        The spread of single calls stands for the uncertainty of their median: wider than the latter's own,
-        which would count calls on a shared machine as independent. Memory and parameters are single values.
+        The spread of single calls (of processes, for memory) stands for the uncertainty of their median: wider
+        than the latter's own, which would count calls on a shared machine as independent. Parameters are exact.
         """
         run, column = self.paper.models[model]["run"], self.paper.metrics[metric]["measured"]
         if column in PER_QUERY:
@@ -123,14 +161,14 @@ class Replicates:
 
 
 def verdict(claim: dict, interval: st.Interval, p_holm: float) -> str:
-    """The rule of claims.yaml for one claim whose formula was measured. interval: of the value or smallest
-    margin.
+    """The rule of claims.yaml for one claim whose formula was measured. interval: of the value, or of the
+    margin of the part that decides.
     """
     if not p_holm < ALPHA:
         return "not reproduced"
     if interval.high < 0:
         return "contradicted"
-    if interval.low <= 0:
+    if not interval.low > 0:
         return "not reproduced"
     if claim["kind"] != "quantitative":
         return "reproduced"
@@ -142,60 +180,66 @@ def verdict(claim: dict, interval: st.Interval, p_holm: float) -> str:
     )
 
 
-def _measure(formula: str, source: Replicates) -> tuple[st.Interval, float]:
-    """Interval of the value (the decisive atom's margin for a statement) and the two-sided p of the whole."""
-    points = source.paper.evaluate(formula, source.point)
-    draws = source.paper.evaluate(formula, source.draws)
+def _measure(formula: str, source: Replicates) -> tuple[str, st.Interval, float]:
+    """The part that decides, the interval of its value or margin, and the two-sided p of the whole."""
+    parts = atoms(formula, source.paper.groups)
+    points = [source.paper.evaluate(part, source.point)[0] for part in parts]
+    draws = [source.paper.evaluate(part, source.draws)[0] for part in parts]
     sides = np.array([st.bootstrap_p_values(d) for d in draws])
-    # all atoms must hold: the weakest supports the claim; one that surely fails refutes it (Bonferroni)
+    # all parts must hold: the weakest supports the claim; one that surely fails refutes it (Bonferroni)
     support, against = sides[:, 0].max(), min(1.0, sides[:, 1].min() * len(sides))
-    worst = int(np.argmin(points)) if support <= against else int(np.argmin(sides[:, 1]))
-    return st.percentile_interval(points[worst], draws[worst]), min(1.0, 2 * min(support, against))
+    deciding = sides[:, 0] == support if support <= against else sides[:, 1] == sides[:, 1].min()
+    worst = min(np.flatnonzero(deciding), key=lambda i: points[i])
+    interval = st.percentile_interval(points[worst], draws[worst])
+    return parts[worst], interval, min(1.0, 2 * min(support, against))
 
 
-def claims_table(
-    profile: str, dataset: str, *, resamples: int = 10_000, seed: int = 0, by_class: bool = False
-) -> pd.DataFrame:
-    """One row for each claim, in the report's order: arithmetic, measured value, interval, p, verdict,
-    reason.
-
-    ``value`` is in the claim's unit; for a statement it is the margin in per cent of the atom that decides it
-    (the closest rival). ``by_class=True`` resamples whole classes of queries: the interval for classes not
-    seen here.
-    """
-    paper = Paper()
-    source = Replicates(paper, load_measured(profile, dataset), resamples, seed, by_class)
+def _judged(source: Replicates) -> pd.DataFrame:
+    """decided_by, value, low, high, p, p_holm, verdict and reason of every claim, from one set of replicates."""
     rows = []
-    for claim in paper.claims:
-        arithmetic, recomputed = paper.arithmetic(claim)
-        row = {key: claim.get(key, "") for key in ("id", "section", "kind", "english", "reported", "unit")}
-        row |= {"arithmetic": arithmetic, "recomputed": np.nan if recomputed is None else float(recomputed)}
-        row |= {
-            "value": np.nan,
-            "low": np.nan,
-            "high": np.nan,
-            "p": np.nan,
-            "reason": claim.get("not_testable", ""),
-        }
-        if "formula" in claim:
-            lacking = source.missing(claim["formula"])
-            if lacking:
-                row["reason"] = row["reason"] or f"missing: {', '.join(lacking)}"
-            else:
-                interval, p = _measure(claim["formula"], source)
-                row |= dict(zip(("value", "low", "high"), interval, strict=True))
-                row["p"] = np.nan if row["reason"] else p
-        rows.append(row | {"japanese": claim["japanese"], "formula": claim.get("formula", "")})
+    for claim in source.paper.claims:
+        row = {"decided_by": "", **dict.fromkeys(("value", "low", "high", "p"), np.nan)}
+        row["reason"] = claim.get("not_testable", "")
+        if "formula" in claim and (lacking := source.missing(claim["formula"])):
+            row["reason"] = row["reason"] or f"missing: {', '.join(lacking)}"
+        elif "formula" in claim:
+            part, interval, p = _measure(claim["formula"], source)
+            row |= {"value": interval.estimate, "low": interval.low, "high": interval.high}
+            row["decided_by"] = part if claim["kind"] != "quantitative" else ""
+            if source.measured_once(claim["formula"]):
+                row |= {"low": np.nan, "high": np.nan, "reason": row["reason"] or ONCE}
+            row["p"] = np.nan if row["reason"] else p
+        rows.append(row)
     table = pd.DataFrame(rows)
-    table.insert(table.columns.get_loc("p") + 1, "p_holm", st.holm(table["p"]))
-    verdicts = [
+    table["p_holm"] = st.holm(table["p"])
+    table["verdict"] = [
         "not testable here"
         if row["reason"]
         else verdict(claim, st.Interval(row["value"], row["low"], row["high"]), row["p_holm"])
-        for claim, row in zip(paper.claims, table.to_dict("records"), strict=True)
+        for claim, row in zip(source.paper.claims, table.to_dict("records"), strict=True)
     ]
-    table.insert(table.columns.get_loc("p_holm") + 1, "verdict", verdicts)
     return table
+
+
+def claims_table(profile: str, dataset: str, *, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
+    """One row for each claim, in the report's order: arithmetic, measured value, interval, p, verdict,
+    reason.
+
+    ``value`` is in the claim's unit; for a statement it is the margin in per cent of the part that decides it,
+    ``decided_by``. ``low`` to ``verdict`` resample queries, the columns that end in ``_classes`` whole classes
+    of queries: what holds for classes not seen here. Costs have the same replicates in both.
+    """
+    paper, measured = Paper(), load_measured(profile, dataset)
+    keys = ("id", "section", "kind", "english", "reported", "unit", "note", "japanese", "formula")
+    stated = pd.DataFrame([{key: claim.get(key, "") for key in keys} for claim in paper.claims])
+    arithmetic = [paper.arithmetic(claim) for claim in paper.claims]
+    stated["arithmetic"] = [word for word, _ in arithmetic]
+    stated["recomputed"] = [np.nan if value is None else float(value) for _, value in arithmetic]
+    queries, classes = (
+        _judged(Replicates(paper, measured, resamples, seed, by_class)) for by_class in (False, True)
+    )
+    classes = classes[["decided_by", "low", "high", "p", "p_holm", "verdict"]].add_suffix("_classes")
+    return pd.concat([stated, queries, classes], axis=1).assign(seeds=measured.seeds)
 
 
 def _pairs(paper: Paper) -> list[tuple[str, str]]:
@@ -216,8 +260,11 @@ def _compare(a: np.ndarray, b: np.ndarray, draws: list[np.ndarray], permutations
     row |= {"low": nested.low, "high": nested.high, "low_classes": classes.low, "high_classes": classes.high}
     row |= {"p": st.randomisation_test(first, second, permutations=permutations, seed=seed)}
     row |= {"d_z": effects["d_z"], "rank_biserial": effects["rank_biserial"]}
-    row |= {"improvement": st.probability_of_improvement([a.mean(axis=1)], [b.mean(axis=1)]).estimate}
-    return row | {"seeds": f"{len(a)}/{len(b)}", "queries": a.shape[1], "reason": ""}
+    row |= {"seeds": f"{len(a)}/{len(b)}", "queries": a.shape[1]}
+    if min(len(a), len(b)) < 2:
+        return row | {"improvement": np.nan, "reason": "P(improvement) needs two seeds of both"}
+    improvement = st.probability_of_improvement([a.mean(axis=1)], [b.mean(axis=1)])
+    return row | {"improvement": improvement.estimate, "reason": ""}
 
 
 def comparisons(profile: str, dataset: str, *, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
@@ -225,7 +272,7 @@ def comparisons(profile: str, dataset: str, *, resamples: int = 10_000, seed: in
     effects.
 
     ``p`` is over queries, on the means over seeds; ``p_holm`` corrects over all rows. ``improvement`` is the
-    probability that a run of ``first`` beats one of ``second``, over the seeds at hand.
+    probability that a run of ``first`` beats one of ``second``, over the seeds at hand; NaN below two of each.
     """
     paper, measured = Paper(), load_measured(profile, dataset)
     runs = sorted(measured.values)
@@ -254,50 +301,42 @@ def comparisons(profile: str, dataset: str, *, resamples: int = 10_000, seed: in
 
 def printed(table: pd.DataFrame) -> pd.DataFrame:
     """A claims or comparisons table as strings for ``hamlet.report.write_table``: rounded, intervals in
-    brackets.
+    brackets, named by what was resampled.
 
     The Japanese text and the formulas stay in data/paper/claims.yaml, under the same id.
     """
+    claims = "verdict" in table
+    several = table["seeds"].gt(1) if claims else table["seeds"].dropna().ne("1/1")
+    over = "95%, seeds x " if several.any() else "95%, "
+    # accuracies have four decimals, per cent one
+    fine = table["unit"].eq("") & table["kind"].eq("quantitative") if claims else pd.Series(True, table.index)
 
-    def span(row: pd.Series, low: str, high: str, decimals: int) -> str:
-        return "" if np.isnan(row[low]) else f"[{row[low]:.{decimals}f}, {row[high]:.{decimals}f}]"
+    def spans(ends: str) -> pd.Series:
+        rows = zip(table["low" + ends], table["high" + ends], fine.map({True: 4, False: 1}), strict=True)
+        texts = ["" if np.isnan(low) else f"[{low:.{d}f}, {high:.{d}f}]" for low, high, d in rows]
+        return pd.Series(texts, table.index, dtype=object)
 
     def number(column: str, decimals: int) -> pd.Series:
         return table[column].map(lambda value: "" if pd.isna(value) else f"{value:.{decimals}f}")
 
-    if "verdict" in table:
-        fine = table["unit"].eq("") & table["kind"].eq("quantitative")  # accuracies, not per cent
-        columns = {
-            "Claim": table["id"],
-            "Statement": table["english"],
-            "Reported": table["reported"] + table["unit"],
-        }
-        columns |= {
-            "Arithmetic": table["arithmetic"],
-            "Measured": number("value", 1).mask(fine, number("value", 4)),
-        }
-        spans = [
-            span(row, "low", "high", 4 if f else 1)
-            for f, (_, row) in zip(fine, table.iterrows(), strict=True)
-        ]
-        columns |= {"95% interval": spans, "p (Holm)": number("p_holm", 4), "Verdict": table["verdict"]}
+    intervals = {f"{over}queries": spans(""), f"{over}classes": spans("_classes")}
+    if claims:
+        columns = {"Claim": table["id"], "Statement": table["english"]}
+        columns |= {"Reported": table["reported"] + table["unit"], "Arithmetic": table["arithmetic"]}
+        columns |= {"Measured": number("value", 1).mask(fine, number("value", 4))}
+        # in words, which LaTeX prints in every font
+        decided, other = (
+            table[key].str.replace(" > ", " above ").str.replace(" < ", " below ")
+            for key in ("decided_by", "decided_by_classes")
+        )
+        # the interval over classes names its part where that is another one
+        intervals[f"{over}classes"] += (" of " + other).where(other != decided, "")
+        columns |= {"Decided by": decided, **intervals, "p (Holm)": number("p_holm", 4)}
+        columns |= {"Verdict": table["verdict"], "Verdict, other classes": table["verdict_classes"]}
         return pd.DataFrame(columns | {"Why not": table["reason"]})
-    columns = {
-        "First": table["first"],
-        "Second": table["second"],
-        "Difference in mAP": number("difference", 4),
-    }
-    for title, low, high in (
-        ("95%, seeds x queries", "low", "high"),
-        ("95%, classes", "low_classes", "high_classes"),
-    ):
-        columns[title] = [span(row, low, high, 4) for _, row in table.iterrows()]
+    columns = {"First": table["first"], "Second": table["second"]}
+    columns |= {"Difference in mAP": number("difference", 4), **intervals}
     columns |= {"p": number("p", 4), "p (Holm)": number("p_holm", 4), "d_z": number("d_z", 2)}
     columns |= {"Rank-biserial": number("rank_biserial", 2), "P(improvement)": number("improvement", 2)}
-    return pd.DataFrame(
-        columns
-        | {
-            "Seeds": table["seeds"].astype(object).where(table["seeds"].notna(), ""),
-            "Why empty": table["reason"],
-        }
-    )
+    columns |= {"Seeds": table["seeds"].astype(object).where(table["seeds"].notna(), "")}
+    return pd.DataFrame(columns | {"Why empty": table["reason"]})

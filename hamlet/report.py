@@ -12,12 +12,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
-from scipy import stats
 
 from hamlet import paper, paths
+from hamlet import statistics as st
 from hamlet.workflow import digest
 
 ACCURACY = ["mAP", "P@1", "P@5", "P@10"]
+RESAMPLES = 2_000  # of the queries, for a half width of four printed decimals
 EFFICIENCY = {
     "Inference time (ms)": "latency_ms",
     "Memory (MB)": "memory_mb",
@@ -138,22 +139,25 @@ def t_half_width(values: pd.Series) -> float:
     """Half of the 95% Student interval of the mean over seeds; NaN below two values."""
     if len(values) < 2:
         return float("nan")
-    return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
+    interval = st.t_interval(values)
+    return (interval.high - interval.low) / 2
 
 
 def _query_half_widths(rows: pd.DataFrame) -> pd.Series:
-    """1.96 standard errors per metric over the default protocol's queries, each first averaged over seeds."""
+    """Half of the 95% bootstrap interval over the default protocol's queries, each first averaged over seeds."""
     if rows.empty:
         return pd.Series(float("nan"), index=ACCURACY)
     frames = pd.concat([pd.read_parquet(folder / "per_query.parquet") for folder in rows["folder"]])
     frames = frames[frames["protocol"] == "default"].rename(columns={"AP": "mAP"})
     means = frames.groupby("query")[ACCURACY].mean().dropna()
-    return 1.96 * means.std(ddof=1) / len(means) ** 0.5
+    draws = st.bootstrap_means([means[metric].to_numpy()[None] for metric in ACCURACY], resamples=RESAMPLES)
+    intervals = [st.percentile_interval(means[m].mean(), d) for m, d in zip(ACCURACY, draws.T, strict=True)]
+    return pd.Series([(interval.high - interval.low) / 2 for interval in intervals], index=ACCURACY)
 
 
 def accuracy_summary(results: pd.DataFrame) -> pd.DataFrame:
     """One row per run and metric: run, model, group, backbone, metric, mean, seeds, lowest_seed, highest_seed,
-    seed_half_width (95% t), query_half_width (95% normal), reported (NaN for controls). A run without results
+    seed_half_width (95% t), query_half_width (95% bootstrap), reported (NaN for controls). A run without results
     has NaN and 0 seeds."""
     rows = []
     for run, label in labels(results["run"]).items():

@@ -12,9 +12,11 @@ NeurIPS 2021 (probability of improvement).
 Queries of one class resemble each other. Intervals over queries answer "on more queries of these classes";
 for "on other classes" (the claim of a split with unseen classes) resample whole classes (``clusters=``): with
 c queries a class whose differences correlate by r, an interval over queries is too short by about sqrt(1 + (c
-- 1) r). Everything that draws takes a ``seed`` and repeats exactly.
+- 1) r). Everything that draws takes a ``seed`` and repeats exactly. A ``level`` outside (0, 1) and fewer
+than one draw (``resamples``, ``permutations``) are refused with a ValueError.
 """
 
+import numbers
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -35,7 +37,7 @@ class Interval(NamedTuple):
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Student's t interval of the mean over seeds. values: (S,). One seed leaves the ends undefined: NaN."""
-    x = _vector(values, "values")
+    x, level = _vector(values, "values"), _level(level)
     if x.size == 1:
         return Interval(float(x[0]), np.nan, np.nan)
     half = stats.t.ppf(0.5 + level / 2, x.size - 1) * x.std(ddof=1) / np.sqrt(x.size)
@@ -54,7 +56,7 @@ def paired_bootstrap(
     """Percentile interval of ``mean(first - second)``, (Q,) each, over queries, or over classes with
     ``clusters``.
     """
-    d = _differences(first, second)
+    d, level, resamples = _differences(first, second), _level(level), _draws("resamples", resamples)
     if clusters is not None:
         return percentile_interval(
             d.mean(), bootstrap_means(d[None, None], clusters, resamples, seed)[:, 0], level
@@ -91,6 +93,7 @@ def bootstrap_means(
     over seeds to be alike in all configurations: two or three seeds of one alone say next to nothing about
     it. Where no configuration has two seeds there is no seed part: the intervals are then over queries alone.
     """
+    level, resamples = _level(level), _draws("resamples", resamples)
     arrays = [np.atleast_2d(np.asarray(v, dtype=np.float64)) for v in values]
     size = arrays[0].shape[1]
     if any(a.ndim != 2 or a.shape[1] != size or a.size == 0 or not np.isfinite(a).all() for a in arrays):
@@ -141,6 +144,9 @@ def _counts(draws: int, groups: int, resamples: int, rng: np.random.Generator) -
 
 def percentile_interval(estimate: float, replicates: np.ndarray, level: float = 0.95) -> Interval:
     """The middle ``level`` of the replicates, (resamples,)."""
+    level = _level(level)
+    if not np.size(replicates):
+        raise ValueError("replicates: expected at least one, got none")
     low, high = np.quantile(replicates, [0.5 - level / 2, 0.5 + level / 2])
     return Interval(float(estimate), float(low), float(high))
 
@@ -165,9 +171,11 @@ def nested_bootstrap(
 
 
 def bootstrap_p_values(replicates: np.ndarray) -> tuple[float, float]:
-    """One-sided p (against "not above zero", "not below zero") from bootstrap replicates (resamples,)."""
+    """One-sided p (against "not above zero", "not below zero") from bootstrap replicates (resamples,); an
+    undefined replicate, NaN, speaks for neither side.
+    """
     total = len(replicates) + 1
-    return (1 + int((replicates <= 0).sum())) / total, (1 + int((replicates >= 0).sum())) / total
+    return (1 + int((~(replicates > 0)).sum())) / total, (1 + int((~(replicates < 0)).sum())) / total
 
 
 def randomisation_test(
@@ -180,7 +188,7 @@ def randomisation_test(
     on exchangeable queries: averaged over seeds, it does not carry the seeds' uncertainty
     (``nested_bootstrap`` does).
     """
-    d = _differences(first, second)
+    d, permutations = _differences(first, second), _draws("permutations", permutations)
     rng = np.random.default_rng(seed)
     limit = abs(d.sum()) * (1 - 1e-12) - 1e-14  # a tie counts as extreme, whatever the order of the sum
     extreme, step = 0, max(1, CHUNK // d.size)
@@ -194,10 +202,15 @@ def randomisation_test(
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm-adjusted p-values (K,), all comparisons of one table; NaN (no test) stays and does not count."""
+    """Holm-adjusted p-values (K,), all comparisons of one table; NaN (no test) stays and does not count.
+    ValueError for anything else outside [0, 1].
+    """
     p = np.asarray(p_values, dtype=np.float64)
+    known = ~np.isnan(p)
+    if wrong := [float(value) for value in p[known] if not 0 <= value <= 1]:
+        raise ValueError(f"p_values: expected numbers from 0 to 1 (or NaN for no test), got {wrong}")
     adjusted = np.full(p.shape, np.nan)
-    if (known := np.isfinite(p)).any():
+    if known.any():
         adjusted[known] = multipletests(p[known], method="holm")[1]
     return adjusted
 
@@ -233,6 +246,7 @@ def probability_of_improvement(
     first, second: for each data set, the score of every seed. The interval draws seeds anew within each data
     set (stratified bootstrap); it is NaN where every data set has one seed on each side.
     """
+    level, resamples = _level(level), _draws("resamples", resamples)
     pairs = [(_vector(a, "first"), _vector(b, "second")) for a, b in zip(first, second, strict=True)]
     if not pairs:
         raise ValueError("probability_of_improvement: expected at least one data set, got none")
@@ -246,6 +260,18 @@ def probability_of_improvement(
         rows, columns = (_counts(n, n, resamples, rng) / n for n in w.shape)
         replicates += np.einsum("ri,ij,rj->r", rows, w, columns) / len(wins)
     return percentile_interval(estimate, replicates, level)
+
+
+def _level(level: float) -> float:
+    if not 0 < level < 1:
+        raise ValueError(f"level: expected a share between 0 and 1, such as 0.95; got {level!r}")
+    return float(level)
+
+
+def _draws(name: str, count: int) -> int:
+    if not isinstance(count, numbers.Integral) or count < 1:
+        raise ValueError(f"{name}: expected an integer of at least 1, got {count!r}")
+    return int(count)
 
 
 def _vector(values: Sequence[float], name: str) -> np.ndarray:

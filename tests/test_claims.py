@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import stored
 
-from hamlet import claims, paths
+from hamlet import claims, paths, report
 from hamlet.paper import Paper
 from hamlet.statistics import Interval
 
@@ -29,7 +30,8 @@ LEVELS = {
 }
 
 
-def write_run(root, run, level, seed, *, queries=QUERIES):
+def write_run(root, run, level, seed, *, queries=QUERIES, **columns):
+    """A sealed run whose true AP is ``level``; ``columns`` replace values of the default protocol."""
     g = np.random.default_rng([seed, *run.encode()])
     labels = np.arange(queries) % CLASSES
     difficulty = np.random.default_rng(7).normal(0, 0.1, queries)
@@ -38,17 +40,27 @@ def write_run(root, run, level, seed, *, queries=QUERIES):
     frame["path"] = [f"q{i}.png" for i in range(queries)]
     for column in ("P@1", "P@5", "P@10"):
         frame[column] = np.clip(ap + g.normal(0, 0.01, queries), 0.01, 1)
+    frame = frame.assign(**columns)
     other = frame.assign(protocol="seen", AP=0.0)
     folder = root / run / f"seed{seed}"
     folder.mkdir(parents=True)
     # the rows' order in the file is not to matter
     pd.concat([other, frame]).sample(frac=1, random_state=seed).to_parquet(folder / "per_query.parquet")
     digest = hashlib.sha256((folder / "per_query.parquet").read_bytes()).hexdigest()
-    (folder / "result.json").write_text(json.dumps({"schema": 1, "files": {"per_query.parquet": digest}}))
-    return ap
+    model, _, variant = run.partition("-")
+    name = {
+        "profile": root.parent.name,
+        "dataset": root.name,
+        "model": model,
+        "variant": variant or "default",
+    }
+    content = {"schema": 1, "run": name | {"seed": seed}, "files": {"per_query.parquet": digest}}
+    content["metrics"] = {"default": dict.fromkeys(report.ACCURACY, level)}
+    stored.seal(content | {"provenance": stored.PROVENANCE}, folder / "result.json")
 
 
-def write_efficiency(root):
+def write_efficiency(root, once=(), none=()):
+    """Costs of every run; memory without quartiles for the runs in ``once``, not measured for those in ``none``."""
     models = {}
     for run in LEVELS:
         small = "mobilenet" in run
@@ -60,9 +72,10 @@ def write_efficiency(root):
             "latency_ms_q25": latency * 0.99,
             "latency_ms_q75": latency * 1.02,
         }
-        models[run] |= {"memory_mb": latency * 7, "parameters": int(latency * 1e6)}
-    (root / "efficiency").mkdir()
-    (root / "efficiency" / "result.json").write_text(json.dumps({"schema": 1, "models": models}))
+        models[run] |= {"memory_mb": None if run in none else latency * 7, "parameters": int(latency * 1e6)}
+        if run not in once:
+            models[run] |= {"memory_mb_q25": latency * 6.95, "memory_mb_q75": latency * 7.02}
+    stored.seal({"schema": 1, "models": models}, root / "efficiency" / "result.json")
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +137,71 @@ def test_known_answers(table):
     assert verdicts["S3.1-5"] == "direction only"  # 0.70 / 0.66 is 6.1%, not 4.2%
     assert verdicts["S3.2-2"] == "reproduced"  # 11.7 / 18.0 ms
     assert verdicts["S3.2-5"] == "reproduced"
+    assert verdicts["S3.2-1"] == "reproduced"  # 24.5% below the next in time and memory, more than 17.6
+    assert verdicts["S4.1-4"] == "reproduced"  # 0.60 / 0.70 is a loss of 14.3%, less than 17.6
+    assert verdicts["S4.3-4"] == "contradicted"  # and more than 10
     assert verdicts["S4.1-7"] == "not reproduced"  # equal with and without text
     assert verdicts["S5.1-3"] == "contradicted"  # GeM_MobileNetV3 lies above HAMLET_MobileNetV3
     assert table.at["S3.1-5", "value"] == pytest.approx((0.70 / 0.66 - 1) * 100, abs=0.6)
     assert table.at["S3.1-5", "low"] < 6.06 < table.at["S3.1-5", "high"]
+
+
+def test_the_part_that_decides_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
+    root = paths.results_dir("quick", "made")
+    for run, level in list(LEVELS.items())[:7]:
+        write_run(root, run, level, 0, **({"P@5": 1.0} if run == "dscf_resnet18" else {}))
+    table = claims.claims_table("quick", "made", resamples=4000)
+    row = table.set_index("id").loc["S3.1-1"]
+    assert row["decided_by"] == "P5[HAMLET_ResNet18] > P5[DSCF_ResNet18]" and row["verdict"] == "contradicted"
+    shown = claims.printed(table).set_index("Claim")["Decided by"]
+    assert shown["S3.1-1"] == "P5[HAMLET_ResNet18] above P5[DSCF_ResNet18]"
+    assert shown["S3.1-10"].startswith("mAP[SpCa_ResNet18] below ") and shown["S3.1-5"] == ""
+    table.loc[table["id"] == "S3.1-1", "decided_by_classes"] = "mAP[HAMLET_ResNet18] > mAP[DSCF_ResNet18]"
+    interval = claims.printed(table).set_index("Claim").at["S3.1-1", "95%, classes"]
+    assert interval.endswith("] of mAP[HAMLET_ResNet18] above mAP[DSCF_ResNet18]")
+
+
+def test_the_parts_of_every_formula_are_the_formula():
+    paper, g = Paper(), np.random.default_rng(0)
+    values = {(metric, model): g.uniform(1, 2) for metric in paper.metrics for model in paper.models}
+    assert claims.atoms(
+        "mAP[GeM_ResNet18] < min(P1[controls_resnet18], 2 * P5[GeM_ResNet18])", paper.groups
+    ) == [
+        "mAP[GeM_ResNet18] < P1[GeM_ResNet18]",
+        "mAP[GeM_ResNet18] < P1[MLP_ResNet18]",
+        "mAP[GeM_ResNet18] < 2 * P5[GeM_ResNet18]",
+    ]
+    for formula in (claim["formula"] for claim in paper.claims if "formula" in claim):
+        parts = claims.atoms(formula, paper.groups)
+        found = [paper.evaluate(part, lambda *cell: values[cell])[0] for part in parts]
+        assert sorted(found) == sorted(paper.evaluate(formula, lambda *cell: values[cell]))
+
+
+def test_what_was_stated_after_results_says_so():
+    known = {claim["id"]: claim for claim in Paper().claims}
+    thresholds = {
+        i for i, c in known.items() if "0.824" in c.get("formula", "") or "0.9 *" in c.get("formula", "")
+    }
+    assert thresholds == {"S3.2-1", "S4.1-4", "S4.3-4"}
+    for name in (*thresholds, "S4.1-3", "S4.2-3", "S4.2-13", "S5.2-4"):
+        assert "had been seen" in known[name]["note"], name
+
+
+def test_other_classes_have_a_verdict_of_their_own(tmp_path, monkeypatch):
+    """Half of the classes gain 0.23, half lose 0.11: sure for more queries of them, open for other classes."""
+    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
+    root = paths.results_dir("quick", "made")
+    g, effect = np.random.default_rng(3), np.where(np.arange(QUERIES) % CLASSES % 2, 0.23, -0.11)
+    write_run(root, "dscf_resnet18", 0.5, 0, AP=0.5 + g.normal(0, 0.03, QUERIES))
+    write_run(root, "hamlet_resnet18", 0.56, 0, AP=0.5 + effect + g.normal(0, 0.03, QUERIES))
+    table = claims.claims_table("quick", "made", resamples=4000)
+    row = table.set_index("id").loc["S4.2-11"]
+    assert row["verdict"] == "reproduced"  # 12%, and 13.6% lies in the interval
+    assert row["low"] > 0 > row["low_classes"] and row["verdict_classes"] == "not reproduced"
+    shown = claims.printed(table).set_index("Claim").loc["S4.2-11"]
+    assert list(shown[["Verdict", "Verdict, other classes"]]) == ["reproduced", "not reproduced"]
+    assert shown["95%, queries"] != shown["95%, classes"]
 
 
 def test_absolute_values_are_shown_but_not_judged(table):
@@ -144,7 +218,7 @@ def test_ties_are_rarely_contradicted(tmp_path, monkeypatch):
         for i, run in enumerate(list(LEVELS)[:7]):
             write_run(paths.results_dir("quick", f"t{trial}"), run, 0.5, 100 * trial + i)
         source = claims.Replicates(Paper(), claims.load_measured("quick", f"t{trial}"), 1000)
-        alarms.append(claims._measure("mAP[HAMLET_ResNet18] > max(mAP[others])", source)[1] < 0.05)
+        alarms.append(claims._measure("mAP[HAMLET_ResNet18] > max(mAP[others])", source)[2] < 0.05)
     assert sum(alarms) <= 2  # of 8 at 5%: more than two has probability 0.006
 
 
@@ -166,6 +240,33 @@ def test_pairs_by_hand(results):
     assert missing["reason"].str.startswith("missing: ").all()
 
 
+def test_one_seed_says_nothing_about_improvement(tmp_path, monkeypatch):
+    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
+    root = paths.results_dir("quick", "made")
+    for run, seeds in (("hamlet_resnet18", 2), ("mace_resnet18", 1), ("spca_resnet18", 2)):
+        for seed in range(seeds):
+            write_run(root, run, LEVELS[run], seed)
+    frame = claims.comparisons("quick", "made", resamples=200)
+    rows = frame.set_index(["first", "second"]).loc["HAMLET_ResNet18"]
+    assert rows.at["SpCa_ResNet18", "improvement"] == 1.0 and rows.at["SpCa_ResNet18", "reason"] == ""
+    assert np.isnan(rows.at["MACE_ResNet18", "improvement"])
+    assert "two seeds" in rows.at["MACE_ResNet18", "reason"]
+    assert claims.printed(frame).set_index("Second").at["MACE_ResNet18", "P(improvement)"] == ""
+
+
+def test_memory_that_was_measured_once_has_no_verdict(tmp_path, monkeypatch):
+    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
+    root = paths.results_dir("quick", "made")
+    write_efficiency(root, once=("hamlet_mobilenetv3",), none=("mace_resnet18",))
+    table = claims.claims_table("quick", "made", resamples=500).set_index("id")
+    row = table.loc["S3.2-3"]
+    assert row["verdict"] == row["verdict_classes"] == "not testable here"
+    assert row["reason"] == "memory was measured once" and np.isnan(row["p"])
+    assert row["value"] == pytest.approx(35) and np.isnan(row["low"]) and np.isnan(row["high_classes"])
+    assert table.at["S3.2-2", "verdict"] == "reproduced"  # latency alone
+    assert table.at["S4.2-6", "reason"] == "missing: memory of mace_resnet18"
+
+
 def test_missing_runs_are_reasons(tmp_path, monkeypatch):
     monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
     empty = claims.claims_table("quick", "none")
@@ -177,25 +278,44 @@ def test_missing_runs_are_reasons(tmp_path, monkeypatch):
     assert "efficiency of hamlet_mobilenetv3" in one.at["S3.2-2", "reason"]
 
 
-def test_a_changed_file_and_unequal_queries_are_refused(tmp_path, monkeypatch):
+def test_unequal_queries_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
     root = paths.results_dir("quick", "made")
     write_run(root, "hamlet_resnet18", 0.7, 0)
     write_run(root, "mace_resnet18", 0.6, 0, queries=QUERIES - 1)
     with pytest.raises(ValueError, match=r"mace_resnet18.*queries differ"):
         claims.load_measured("quick", "made")
-    path = root / "hamlet_resnet18" / "seed0" / "per_query.parquet"
-    pd.read_parquet(path).assign(AP=1.0).to_parquet(path)
-    with pytest.raises(ValueError, match=r"per_query.parquet: its sha256 differs"):
-        claims.load_measured("quick", "made")
 
 
-def test_latency_draws_have_the_measured_quartiles(results):
+@pytest.mark.parametrize("tamper", ["values", "values and their hash", "efficiency"])
+def test_a_changed_file_is_refused_by_every_table(tmp_path, monkeypatch, tamper):
+    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
+    root = paths.results_dir("quick", "made")
+    write_run(root, "hamlet_resnet18", 0.7, 0)
+    write_efficiency(root)
+    record = root / ("efficiency" if tamper == "efficiency" else "hamlet_resnet18/seed0") / "result.json"
+    content = json.loads(record.read_text())
+    if tamper == "efficiency":
+        content["models"]["hamlet_resnet18"]["memory_mb"] = 999.0
+    else:
+        path = record.with_name("per_query.parquet")
+        pd.read_parquet(path).assign(AP=1.0).to_parquet(path)
+        if tamper == "values and their hash":
+            content["files"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    record.write_text(json.dumps(content))
+    for make in (claims.claims_table, claims.comparisons):
+        with pytest.raises(report.ResultError, match="does not match"):
+            make("quick", "made")
+
+
+def test_draws_of_costs_have_the_measured_quartiles(results):
     source = claims.Replicates(Paper(), claims.load_measured("quick", "made"), 40_000)
     cell = source.measured.efficiency["hamlet_resnet18"]
     got = np.quantile(source.draws("latency", "HAMLET_ResNet18"), [0.25, 0.5, 0.75])
     assert got == pytest.approx([cell["latency_ms_q25"], 18.0, cell["latency_ms_q75"]], rel=1e-3)
-    assert np.ptp(source.draws("memory", "HAMLET_ResNet18")) == pytest.approx(0)
+    got = np.quantile(source.draws("memory", "HAMLET_ResNet18"), [0.25, 0.5, 0.75])
+    assert got == pytest.approx([18 * 6.95, 18 * 7, 18 * 7.02], rel=1e-3)
+    assert np.ptp(source.draws("parameters", "HAMLET_ResNet18")) == pytest.approx(0)  # exact
     other = source.draws("latency", "MACE_ResNet18")
     assert abs(np.corrcoef(other, source.draws("latency", "HAMLET_ResNet18"))[0, 1]) < 0.02
 
@@ -203,9 +323,9 @@ def test_latency_draws_have_the_measured_quartiles(results):
 def test_classes_and_repeats(results):
     again = [claims.claims_table("quick", "made", resamples=200) for _ in range(2)]
     pd.testing.assert_frame_equal(*again)
-    by_class = claims.claims_table("quick", "made", resamples=200, by_class=True)
-    assert not by_class["low"].equals(again[0]["low"])
-    assert by_class["value"].equals(again[0]["value"])
+    by_class = claims.Replicates(Paper(), claims.load_measured("quick", "made"), 200, by_class=True)
+    low = claims._judged(by_class)["low"]
+    assert low.equals(again[0]["low_classes"]) and not low.equals(again[0]["low"])
 
 
 def test_printed_tables_are_text_without_holes(table):
@@ -213,5 +333,6 @@ def test_printed_tables_are_text_without_holes(table):
     assert shown.map(lambda x: isinstance(x, str)).all(axis=None)
     assert shown.set_index("Claim").at["S3.1-5", "Reported"] == "4.2%"
     assert shown.set_index("Claim").at["S3.1-2", "Measured"].startswith("0.")
+    assert {"95%, seeds x queries", "95%, seeds x classes"} <= set(shown)
     pairs = claims.printed(claims.comparisons("quick", "none"))
     assert pairs.map(lambda x: isinstance(x, str)).all(axis=None)

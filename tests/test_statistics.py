@@ -204,14 +204,58 @@ def test_probability_of_improvement_by_hand_and_as_mann_whitney():
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("call", "message"),
     [
-        lambda: st.randomisation_test([1, 2], [1, 2, 3]),
-        lambda: st.t_interval([]),
-        lambda: st.effect_sizes([np.nan], [1.0]),
-        lambda: st.probability_of_improvement([], []),
+        (lambda: st.randomisation_test([1, 2], [1, 2, 3]), "2 against 3"),
+        (lambda: st.t_interval([]), "non-empty"),
+        (lambda: st.effect_sizes([np.nan], [1.0]), "finite"),
+        (lambda: st.probability_of_improvement([], []), "at least one data set"),
+        (lambda: st.percentile_interval(0.0, np.array([])), "replicates: expected at least one"),
+        (lambda: st.holm([2, -1]), r"from 0 to 1 .* got \[2.0, -1.0\]"),
+        (lambda: st.holm([0.1, np.inf]), r"got \[inf\]"),
+        (lambda: st.randomisation_test([1, 2], [2, 3], permutations=0), "permutations: .* at least 1, got 0"),
+        (
+            lambda: st.randomisation_test([1, 2], [2, 3], permutations=1e3),
+            "permutations: expected an integer",
+        ),
     ],
 )
-def test_bad_input_is_refused(call):
-    with pytest.raises(ValueError):
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
         call()
+
+
+DRAWING = [
+    lambda **given: st.paired_bootstrap([1.0, 2], [2.0, 4], **given),
+    lambda **given: st.paired_bootstrap([1.0, 2], [2.0, 4], clusters=[0, 1], **given),
+    lambda **given: st.bootstrap_means([np.ones((2, 3))], **given),
+    lambda **given: st.nested_bootstrap(np.ones((2, 3)), **given),
+    lambda **given: st.probability_of_improvement([[1.0, 2]], [[2.0, 3]], **given),
+]
+
+
+@pytest.mark.parametrize("call", DRAWING)
+def test_every_bootstrap_refuses_no_draws_and_a_level_in_per_cent(call):
+    for resamples in (0, -5, 10.5):
+        with pytest.raises(
+            ValueError, match=f"resamples: expected an integer of at least 1, got {resamples}"
+        ):
+            call(resamples=resamples)
+    for level in (95, 0, 1, np.nan):
+        with pytest.raises(ValueError, match=f"level: .*between 0 and 1, such as 0.95; got {level}"):
+            call(level=level, resamples=10)
+    call(resamples=np.int64(10), level=0.9)
+
+
+@pytest.mark.parametrize(
+    "call", [lambda x: st.t_interval([1, 2], x), lambda x: st.percentile_interval(0.0, np.ones(3), x)]
+)
+def test_every_interval_refuses_a_level_in_per_cent(call):
+    with pytest.raises(ValueError, match=r"level: .*got 95"):
+        call(95)
+
+
+def test_undefined_replicates_support_neither_side():
+    replicates = np.array([1.0, 2.0, np.nan, np.nan, 3.0])
+    assert st.bootstrap_p_values(replicates) == pytest.approx((3 / 6, 6 / 6))
+    assert st.bootstrap_p_values(np.full(99, np.nan)) == (1.0, 1.0)
