@@ -216,35 +216,15 @@ def tradeoff(data: pd.DataFrame, title: str = "") -> Figure:
 
 
 def _label_points(figure: Figure, axis: plt.Axes, rows: pd.DataFrame) -> None:
-    """Name every point at the nearest of some places around it that lies inside and covers no other name, no point
-    and not the front, best nearer to its own point than to any other; a name that stands off gets a line to it."""
+    """Name every point where `_place` puts its name; a name that stands off gets a line to its point."""
     figure.draw_without_rendering()
     centres, inch = axis.transData.transform(rows[["latency_ms", "mAP"]].to_numpy()), figure.dpi / 72
-    halves = np.array(
-        [_half_width(*row) * inch for row in zip(rows["model"], rows["parameters_m"], strict=True)]
-    )
-    points = np.hstack([centres - halves[:, None], centres + halves[:, None]])
-    front = centres[rows["pareto"].to_numpy()]
-    corners = np.insert(front[1:], range(len(front) - 1), np.c_[front[1:, 0], front[:-1, 1]], axis=0)
-    ends = (
-        np.stack([np.vstack([front[:1], corners[:-1]]), corners]) if len(front) > 1 else np.empty((2, 0, 2))
-    )
-    taken = np.vstack([points, np.hstack([ends.min(axis=0) - 2, ends.max(axis=0) + 2])])
+    halves = [_half_width(*row) * inch for row in zip(rows["model"], rows["parameters_m"], strict=True)]
+    points = np.hstack([centres - np.c_[halves], centres + np.c_[halves]])
+    taken = np.vstack([points, _front_boxes(centres[rows["pareto"].to_numpy()])])
     for index, row in enumerate(rows.itertuples()):
         font = {"fontsize": 8.5, "fontweight": "bold" if row.model.startswith("HAMLET") else "normal"}
-        size = np.array(_text_size(axis, row.model, font))
-        free, first = [], None
-        for step, side in itertools.product(range(6), np.array(SIDES)):
-            gap = halves[index] + np.array([3 + 4 * step, 3 + 8 * step]) * inch
-            low = centres[index] + side * gap + (side - 1) / 2 * size
-            box = np.hstack([low, low + size])
-            first = (step, box) if first is None else first
-            inside = axis.bbox.x0 < box[0] and box[2] < axis.bbox.x1 and axis.bbox.y0 < box[1]
-            if inside and (_apart(box, taken) > 0).all():
-                away = _apart(box, points)
-                stray = away[index] > np.delete(away, index).min(initial=np.inf)
-                free.append((step + 1.5 * stray, step, box))
-        _, step, box = min(free, key=lambda place: place[0], default=(None, *first))
+        step, box = _place(index, points, taken, _text_size(axis, row.model, font), axis.bbox.extents, inch)
         axis.annotate(
             row.model,
             (row.latency_ms, row.mAP),
@@ -259,6 +239,35 @@ def _label_points(figure: Figure, axis: plt.Axes, rows: pd.DataFrame) -> None:
         taken = np.vstack([taken, box])
 
 
+def _place(
+    index: int, points: np.ndarray, taken: np.ndarray, size: np.ndarray, inside: np.ndarray, inch: float
+) -> tuple[int, np.ndarray]:
+    """Where a name of ``size`` (2,) stands beside box ``index`` of ``points`` (N,4): how many steps away, and its box
+    (4,). It lies inside and meets nothing in ``taken`` (M,4), near its point and best nearer to it than to any other;
+    where every place is taken, the first of SIDES. Boxes are left, bottom, right, top in pixels."""
+    centre, half = (points[index, :2] + points[index, 2:]) / 2, (points[index, 2] - points[index, 0]) / 2
+    places = []
+    for step, side in itertools.product(range(6), np.array(SIDES)):
+        low = centre + side * (half + np.array([3 + 4 * step, 3 + 8 * step]) * inch) + (side - 1) / 2 * size
+        box = np.hstack([low, low + size])
+        free = (
+            (box[:2] > inside[:2]).all() and (box[2:] < inside[2:]).all() and (_apart(box, taken) > 0).all()
+        )
+        away = _apart(box, points)
+        stray = away[index] > np.delete(away, index).min(initial=np.inf)
+        places.append((step + 1.5 * stray if free else 100, step, box))
+    return min(places, key=lambda place: place[0])[1:]
+
+
+def _front_boxes(front: np.ndarray) -> np.ndarray:
+    """Boxes around the level and upright pieces of the steps through points (N,2), from left to right."""
+    if len(front) < 2:
+        return np.empty((0, 4))
+    corners = np.c_[front[1:, 0], front[:-1, 1]]
+    starts, ends = np.vstack([front[:-1], corners]), np.vstack([corners, front[1:]])
+    return np.hstack([np.minimum(starts, ends) - 2, np.maximum(starts, ends) + 2])
+
+
 def _half_width(model: str, parameters_m: float) -> float:
     """Points from the centre of a model's marker to its side."""
     marker = MarkerStyle(MARKERS.get(model.split("_")[0], "*"))
@@ -266,12 +275,12 @@ def _half_width(model: str, parameters_m: float) -> float:
     return (AREA * parameters_m) ** 0.5 * max(extents.width, extents.height) / 2 + 0.8  # and half of its edge
 
 
-def _text_size(axis: plt.Axes, text: str, font: dict) -> tuple[float, float]:
-    """Width and height of a text in pixels."""
+def _text_size(axis: plt.Axes, text: str, font: dict) -> np.ndarray:
+    """(width, height) of a text in pixels."""
     drawn = axis.text(0, 0, text, **font)
     box = drawn.get_window_extent()
     drawn.remove()
-    return box.width, box.height
+    return np.array([box.width, box.height])
 
 
 def _apart(box: np.ndarray, others: np.ndarray) -> np.ndarray:

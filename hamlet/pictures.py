@@ -57,15 +57,11 @@ def retrieval_gallery(data: pd.DataFrame, dataset: RetrievalDataset, title: str 
     groups, ranks = list(data.groupby("query_path", sort=False)), int(data["rank"].max())
     rows = -(-len(groups) // 2)
     widths = ([1.0] * (ranks + 1) + [0.25]) * 2
-    lines = sum(
-        max(
-            wrapped(name).count("\n")
-            for _, hits in groups[i : i + 2]
-            for name in (*hits["class"], *hits["query_class"])
-        )
-        for i in range(0, len(groups), 2)
-    )  # more than one, of all rows
-    size = (15, 1.3 * rows + 0.12 * lines + 0.6)
+    breaks = [
+        max(wrapped(name).count("\n") for name in {*hits["class"], *hits["query_class"]})
+        for _, hits in groups
+    ]
+    size = (15, 1.3 * rows + 0.12 * sum(map(max, breaks[::2], [*breaks[1::2], 0][:rows])) + 0.6)
     figure, axes = new_figure(rows, len(widths), size, width_ratios=widths)
     for axis in axes.flat:
         axis.set_axis_off()
