@@ -3,8 +3,9 @@
     python benchmarks/search.py                      # all sizes; about half an hour on two cores, 3 GB of memory
     python benchmarks/search.py --sizes 10000        # one size within a minute
 
-The vectors are drawn around class centres, with variances that fall as 1/i over 128 rotated axes, as those of learned
-descriptors do: spherical noise has no near neighbours to find. The exact neighbours come from the flat index.
+The vectors are synthetic: drawn around class centres, with variances that fall as 1/i over 128 rotated axes, as those
+of learned descriptors do, for spherical noise has no near neighbours to find. One thread searches unless --threads says
+otherwise. The exact neighbours come from the flat index.
 The sparse kind ranks the 64 largest of 2,048 random projections of the same vectors, and its recall is against the
 exact product of those codes, not of the vectors: an inverted index leaves nothing out. Sizes of which the stored table
 already has all rows are kept; --fresh measures them again. results/search/measured.csv holds one row per setting.

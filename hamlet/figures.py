@@ -1,8 +1,8 @@
 """The figures, each drawn from one tidy frame that is stored beside it as CSV.
 
 A function takes the frame and returns a matplotlib Figure; `save_figure` writes it as PDF and PNG with the
-frame. Backbones are told apart by colour and marker, controls by hatching, values by direct labels, so that
-every figure reads in grey. Colours: Okabe and Ito, "Color universal design", 2008.
+frame. Nothing is told by hue alone: backbones are named beside what is coloured and differ in lightness, controls
+are hatched, kinds of index have a marker each. Colours: Okabe and Ito, "Color universal design", 2008.
 """
 
 import io
@@ -15,7 +15,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from hamlet import report
@@ -26,6 +28,25 @@ EDGE = ("axes fraction", "data")  # values stand in a column at the right edge, 
 LIMIT, RESOLUTIONS = 2_000_000, (150, 110, 80, 60)  # bytes; pixels per inch, best first
 AREA = 9  # square points of a marker per million parameters
 MARKERS = {"HAMLET": "o", "SPARSE": "s", "MACE": "^", "SpCa": "D", "DSCF": "v", "GeM": "P", "MLP": "X"}
+INDEXES = {  # colour and marker of each kind of hamlet.search
+    "flat": ("#000000", "o"),
+    "ivfpq": ("#0072B2", "s"),
+    "hnsw": ("#E69F00", "^"),
+    "sparse": ("#999999", "D"),
+}
+SIDES = [
+    (-1, 1),
+    (1, -1),
+    (1, 0),
+    (-1, 0),
+    (-0.5, 1),
+    (0, 1),
+    (0, -1),
+    (0.5, -1),
+    (1, 1),
+    (-1, -1),
+]  # of a point
+HALO = [withStroke(linewidth=2.5, foreground="white")]  # keeps text and whiskers legible on what they cross
 REPORTED = "value in the report (other data, other machine)"
 STYLE = {
     **sns.axes_style("ticks"),
@@ -77,7 +98,15 @@ def _bars(
             place, row[value], 0.72, color=COLOURS[row["backbone"]], edgecolor="black", lw=0.6, hatch=hatch
         )
         if not pd.isna(row[low]):
-            axis.plot([row[low], row[high]], [place, place], color="black", lw=1.3, marker="|", ms=5)
+            axis.plot(
+                [row[low], row[high]],
+                [place, place],
+                color="black",
+                lw=1.3,
+                marker="|",
+                ms=5,
+                path_effects=HALO,
+            )
         axis.annotate(f"{row[value]:.{decimals}f}", (1, place), xycoords=EDGE, ha="right", va="center")
         if not pd.isna(row[reported]):
             axis.plot(row[reported], place, "D", mfc="white", mec="black", ms=5, zorder=5)
@@ -102,7 +131,8 @@ def _legend(figure: Figure, whisker: str) -> None:
 
 def accuracy_bars(summary: pd.DataFrame, title: str = "") -> Figure:
     """A panel per metric from `report.accuracy_summary`. Whiskers: 95% t interval over seeds where all runs have
-    three or more, else 95% over queries (the legend says which); dots: the lowest and the highest seed."""
+    three or more, else 95% over queries (the legend says which); dots, for runs of two or more seeds: the lowest
+    and the highest."""
     measured = summary.dropna(subset="mean")
     over = "seed" if (measured["seeds"] > 2).all() else "query"
     rows = summary.assign(low=summary["mean"] - summary[f"{over}_half_width"])
@@ -111,28 +141,30 @@ def accuracy_bars(summary: pd.DataFrame, title: str = "") -> Figure:
     for axis, metric in zip(axes[0], report.ACCURACY, strict=True):
         shown = rows[rows["metric"] == metric]
         places = _bars(axis, shown, "mean", "low", "high", "reported", 3)
-        for column in ("lowest_seed", "highest_seed"):
-            axis.plot(shown[column], places + 0.22, "o", mfc="white", mec="black", mew=0.7, ms=3, zorder=4)
+        several = (shown["seeds"] > 1).to_numpy()
+        for column in ("lowest_seed", "highest_seed") if several.any() else ():
+            dots = {"mfc": "white", "mec": "black", "mew": 0.7, "ms": 3, "zorder": 4, "gid": "seeds"}
+            axis.plot(shown.loc[several, column], places[several] + 0.22, "o", **dots)
         axis.set_xlabel(metric)
-    whisker = (
-        "95% interval over " + ("seeds" if over == "seed" else "queries") + "; dots: lowest and highest seed"
-    )
-    _legend(figure, whisker)
+    whisker = f"95% interval over {'seeds' if over == 'seed' else 'queries'}"
+    _legend(figure, whisker + ("; dots: lowest and highest seed" if (measured["seeds"] > 1).any() else ""))
     figure.suptitle(title or "Retrieval accuracy, measured: higher is better")
     return figure
 
 
 def efficiency_bars(summary: pd.DataFrame, title: str = "") -> Figure:
-    """Latency with quartiles, peak memory, parameters and multiply-adds from `report.efficiency_summary`."""
+    """Latency and peak memory with such quartiles as were measured, parameters and multiply-adds, from
+    `report.efficiency_summary`."""
     rows = summary.assign(none=np.nan)
     panels = [(name, key, f"reported_{key}") for name, key in report.EFFICIENCY.items()]
     panels.append(("Multiply-adds (G)", "macs_g", "none"))
     figure, axes = new_figure(1, len(panels), (13, 5.4), sharey=True)
     for axis, (name, key, reported) in zip(axes[0], panels, strict=True):
-        low, high = ("latency_ms_q25", "latency_ms_q75") if key == "latency_ms" else ("none", "none")
+        low, high = (column if column in rows else "none" for column in (f"{key}_q25", f"{key}_q75"))
         _bars(axis, rows, key, low, high, reported, 1 if key in ("latency_ms", "memory_mb") else 2)
         axis.set_xlabel(name)
-    _legend(figure, "quartiles over images")
+    apart = rows.get("memory_mb_q25", rows["none"]).notna().any()
+    _legend(figure, "quartiles over images" + (" (memory: over processes)" if apart else ""))
     figure.suptitle(title or "Cost of describing one image, measured: lower is better")
     return figure
 
@@ -184,42 +216,77 @@ def tradeoff(data: pd.DataFrame, title: str = "") -> Figure:
 
 
 def _label_points(figure: Figure, axis: plt.Axes, rows: pd.DataFrame) -> None:
-    """Name every point at the first of some places around it inside that covers no other name or point."""
+    """Name every point where `_place` puts its name; a name that stands off gets a line to its point."""
     figure.draw_without_rendering()
-    centres = axis.transData.transform(rows[["latency_ms", "mAP"]].to_numpy())
-    radii = np.sqrt(AREA * rows["parameters_m"].to_numpy()) / 2
-    pixels = radii * figure.dpi / 72
-    taken = [(x - r, y - r, x + r, y + r) for (x, y), r in zip(centres, pixels, strict=True)]
-    sides = [
-        (-1, 1),
-        (1, -1),
-        (1, 0),
-        (-1, 0),
-        (0, 1),
-        (0, -1),
-        (1, 1),
-        (-1, -1),
-    ]  # the front never runs up-left
-    for row, radius in zip(rows.itertuples(), radii, strict=True):
-        for step, (dx, dy) in itertools.product(range(5), sides):
-            label = axis.annotate(
-                row.model,
-                (row.latency_ms, row.mAP),
-                (dx * (radius + 3 + 4 * step), dy * (radius + 3 + 8 * step)),
-                textcoords="offset points",
-                fontsize=8.5,
-                fontweight="bold" if row.model.startswith("HAMLET") else None,
-                ha={1: "left", -1: "right", 0: "center"}[dx],
-                va={1: "bottom", -1: "top", 0: "center"}[dy],
-                arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.6} if step > 1 else None,
-            )
-            box = label.get_window_extent()
-            within = axis.bbox.x0 < box.x0 and box.x1 < axis.bbox.x1
-            if within and all(box.x1 < a or box.x0 > c or box.y1 < b or box.y0 > d for a, b, c, d in taken):
-                break
-            if (step, dx, dy) != (4, -1, -1):
-                label.remove()
-        taken.append((box.x0, box.y0, box.x1, box.y1))
+    centres, inch = axis.transData.transform(rows[["latency_ms", "mAP"]].to_numpy()), figure.dpi / 72
+    halves = [_half_width(*row) * inch for row in zip(rows["model"], rows["parameters_m"], strict=True)]
+    points = np.hstack([centres - np.c_[halves], centres + np.c_[halves]])
+    taken = np.vstack([points, _front_boxes(centres[rows["pareto"].to_numpy()])])
+    for index, row in enumerate(rows.itertuples()):
+        font = {"fontsize": 8.5, "fontweight": "bold" if row.model.startswith("HAMLET") else "normal"}
+        step, box = _place(index, points, taken, _text_size(axis, row.model, font), axis.bbox.extents, inch)
+        axis.annotate(
+            row.model,
+            (row.latency_ms, row.mAP),
+            (box[:2] - centres[index]) / inch,
+            textcoords="offset points",
+            ha="left",
+            va="bottom",
+            path_effects=HALO,
+            arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.6} if step > 1 else None,
+            **font,
+        )
+        taken = np.vstack([taken, box])
+
+
+def _place(
+    index: int, points: np.ndarray, taken: np.ndarray, size: np.ndarray, inside: np.ndarray, inch: float
+) -> tuple[int, np.ndarray]:
+    """Where a name of ``size`` (2,) stands beside box ``index`` of ``points`` (N,4): how many steps away, and its box
+    (4,). It lies inside and meets nothing in ``taken`` (M,4), near its point and best nearer to it than to any other;
+    where every place is taken, the first of SIDES. Boxes are left, bottom, right, top in pixels."""
+    centre, half = (points[index, :2] + points[index, 2:]) / 2, (points[index, 2] - points[index, 0]) / 2
+    places = []
+    for step, side in itertools.product(range(6), np.array(SIDES)):
+        low = centre + side * (half + np.array([3 + 4 * step, 3 + 8 * step]) * inch) + (side - 1) / 2 * size
+        box = np.hstack([low, low + size])
+        free = (
+            (box[:2] > inside[:2]).all() and (box[2:] < inside[2:]).all() and (_apart(box, taken) > 0).all()
+        )
+        away = _apart(box, points)
+        stray = away[index] > np.delete(away, index).min(initial=np.inf)
+        places.append((step + 1.5 * stray if free else 100, step, box))
+    return min(places, key=lambda place: place[0])[1:]
+
+
+def _front_boxes(front: np.ndarray) -> np.ndarray:
+    """Boxes around the level and upright pieces of the steps through points (N,2), from left to right."""
+    if len(front) < 2:
+        return np.empty((0, 4))
+    corners = np.c_[front[1:, 0], front[:-1, 1]]
+    starts, ends = np.vstack([front[:-1], corners]), np.vstack([corners, front[1:]])
+    return np.hstack([np.minimum(starts, ends) - 2, np.maximum(starts, ends) + 2])
+
+
+def _half_width(model: str, parameters_m: float) -> float:
+    """Points from the centre of a model's marker to its side."""
+    marker = MarkerStyle(MARKERS.get(model.split("_")[0], "*"))
+    extents = marker.get_path().transformed(marker.get_transform()).get_extents()
+    return (AREA * parameters_m) ** 0.5 * max(extents.width, extents.height) / 2 + 0.8  # and half of its edge
+
+
+def _text_size(axis: plt.Axes, text: str, font: dict) -> np.ndarray:
+    """(width, height) of a text in pixels."""
+    drawn = axis.text(0, 0, text, **font)
+    box = drawn.get_window_extent()
+    drawn.remove()
+    return np.array([box.width, box.height])
+
+
+def _apart(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Distances (N,) of a box (4,), left, bottom, right, top, to others (N,4); 0 where they meet."""
+    gaps = np.maximum(others[:, :2] - box[2:], box[:2] - others[:, 2:])
+    return np.hypot(*np.maximum(gaps, 0).T)
 
 
 def backbone_data(accuracy: pd.DataFrame, efficiency: pd.DataFrame) -> pd.DataFrame:
@@ -288,14 +355,16 @@ def curves_data(results: pd.DataFrame) -> pd.DataFrame:
 
 def learning_curves(data: pd.DataFrame, title: str = "") -> Figure:
     """A column per configuration from `curves_data`: training loss above, validation mAP below; a line per seed
-    in colour, all other configurations behind it in grey."""
-    models, across = list(dict.fromkeys(data["model"])), min(7, data["model"].nunique())
-    blocks = -(-len(models) // across)
-    if len(models) == 1:  # one run fills the width: loss left, validation right
+    in colour, all other configurations behind it in grey. Up to seven columns, as leave the fewest places empty."""
+    models = list(dict.fromkeys(data["model"]))
+    count = len(models)
+    across = count if count < 8 else min(range(4, 8), key=lambda columns: (-count % columns, -columns))
+    blocks = -(-count // across)
+    if count == 1:  # one run fills the width: loss left, validation right
         figure, axes = new_figure(1, 2, (10, 3.2))
         axes = axes.T
     else:
-        figure, axes = new_figure(2 * blocks, across, (14, 3.7 * blocks), sharex=True)
+        figure, axes = new_figure(2 * blocks, across, (2.2 * across + 1, 3.5 * blocks + 0.6), sharex=True)
     for axis in axes.flat:
         axis.set_visible(False)
     names = {"metric_loss": "training loss", "validation_mAP": "validation mAP"}
@@ -303,20 +372,38 @@ def learning_curves(data: pd.DataFrame, title: str = "") -> Figure:
         axis = axes[2 * (index // across) + line, index % across]
         axis.set_visible(True)
         for (other, seed), rows in data.groupby(["model", "seed"], sort=False):
-            own = {"color": COLOURS[_backbone(model)], "lw": 1.5, "marker": "os^Dv"[int(seed) % 5], "ms": 2.5}
-            style = {**own, "zorder": 2} if other == model else {"color": "0.85", "lw": 0.8, "zorder": 1}
-            axis.plot(rows["epoch"], rows[column], **style)
+            axis.plot(rows["epoch"], rows[column], **_curve(model if other == model else None, seed))
         if data.loc[data["model"] == model, column].isna().all():
             axis.text(0.5, 0.5, "not recorded", transform=axis.transAxes, ha="center", color="0.4")
         if line == 0:
-            axis.set_title("" if across == 1 else model.replace("_", "\n", 1), fontsize=9)
-        axis.set_xlabel("epoch" if line or across == 1 else "")
+            axis.set_title("" if across == 1 else model.replace("_", "\n", 1), fontsize=10)
+        lowest = across == 1 or (line == 1 and index + across >= count)
+        axis.set_xlabel("epoch" if lowest else "")
         axis.set_ylabel("" if index % across else names[column])
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.tick_params(labelleft=index % across == 0, labelbottom=line == 1 or across == 1)
-    several = "Learning curves: a line per seed in colour, the other configurations in grey"
-    figure.suptitle(title or (f"Learning curves of {models[0]}" if across == 1 else several))
+    if count > 1:
+        _curves_legend(figure, models, sorted(set(data["seed"])))
+    figure.suptitle(title or ("Learning curves" + (f" of {models[0]}" if count == 1 else "")))
     return figure
+
+
+def _curve(model: str | None, seed: int) -> dict:
+    """The look of a line of ``model``, or of another configuration's in its panel."""
+    if model is None:
+        return {"color": "0.85", "lw": 0.8, "zorder": 1}
+    marker = "os^Dv"[int(seed) % 5]
+    return {"color": COLOURS[_backbone(model)], "lw": 1.5, "marker": marker, "ms": 3, "zorder": 2}
+
+
+def _curves_legend(figure: Figure, models: list[str], seeds: list[int]) -> None:
+    shown = [name for name in COLOURS if name in {_backbone(model) for model in models}]
+    handles = [Line2D([], [], color=COLOURS[name], lw=1.5, label=name) for name in shown]
+    handles.append(Line2D([], [], color="0.75", lw=0.8, label="the other configurations"))
+    for seed in seeds if len(seeds) > 1 else []:
+        style = _curve("", seed) | {"color": "black", "lw": 0}
+        handles.append(Line2D([], [], label=f"seed {seed}", **style))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
 
 
 def _backbone(model: str) -> str:
@@ -325,27 +412,33 @@ def _backbone(model: str) -> str:
 
 def search_tradeoff(data: pd.DataFrame) -> Figure:
     """Recall against speed of every kind of index, a panel per size, from benchmarks/search.py's table; beside each
-    point its setting, in the legend the bytes an image takes."""
+    point its setting, in the legend the bytes a vector takes."""
     sizes = sorted(data["size"].unique())
-    looks = {
-        "flat": ("#000000", "o"),
-        "ivfpq": ("#0072B2", "s"),
-        "hnsw": ("#E69F00", "^"),
-        "sparse": ("#999999", "D"),
-    }
-    figure, axes = new_figure(1, len(sizes), (4.6 * len(sizes) + 0.6, 4), sharey=True)
+    figure, axes = new_figure(1, len(sizes), (4.6 * len(sizes) + 0.6, 4.2), sharey=True)
     for axis, size in zip(axes[0], sizes, strict=True):
         for kind, rows in data[data["size"] == size].groupby("kind", sort=False):
-            colour, marker = looks[kind]
-            label = f"{kind}, {rows['bytes_per_image'].iloc[0]:,.0f} bytes an image"
+            colour, marker = INDEXES[kind]
+            label = f"{kind}, {rows['bytes_per_image'].iloc[0]:,.0f} bytes a vector"
             x, y = rows["queries_per_second"], rows["recall@10"]
             axis.plot(x, y, "-", color=colour, marker=marker, mec="black", mew=0.6, lw=1.2, label=label)
-            for row in rows.dropna(subset="value").itertuples():
-                place = (row.queries_per_second, row[data.columns.get_loc("recall@10") + 1])
-                axis.annotate(f"{row.value:.0f}", place, (5, -10), textcoords="offset points", fontsize=8)
-        axis.set(xscale="log", title=f"{size:,} images", xlabel="queries per second")
-        axis.set_ylim(0, 1.05)
+            for _, row in rows.dropna(subset="value").iterrows():
+                text = {"textcoords": "offset points", "fontsize": 8, "path_effects": HALO}
+                place = (row["queries_per_second"], row["recall@10"])
+                offset, ha, va = ((3, 3), "left", "bottom") if kind == "hnsw" else ((-4, -4), "right", "top")
+                axis.annotate(f"{row['value']:.0f}", place, offset, ha=ha, va=va, **text)
+        axis.set(xscale="log", title=f"{size:,} vectors", xlabel="queries per second")
+        axis.set(ylim=(0, 1.12), yticks=np.linspace(0, 1, 6))
         axis.legend(loc="lower left", fontsize=8, frameon=False)
     axes[0, 0].set_ylabel("recall@10 against the exact search")
-    figure.suptitle("Right and up is better; numbers: cells visited (ivfpq), candidates kept (hnsw)")
+    figure.suptitle(
+        f"Search in {search_conditions(data)}: right and up is better\n"
+        "numbers: cells visited (ivfpq), candidates kept (hnsw)"
+    )
     return figure
+
+
+def search_conditions(data: pd.DataFrame) -> str:
+    """What benchmarks/search.py measured on, from its table: "synthetic 128-d vectors, CPU, one thread"."""
+    dimensions = " and ".join(f"{value}-d" for value in sorted(set(data["dimensions"])))
+    threads = " or ".join("one" if value == 1 else str(value) for value in sorted(set(data["threads"])))
+    return f"synthetic {dimensions} vectors, CPU, {threads} thread{'' if threads == 'one' else 's'}"

@@ -3,6 +3,8 @@
 As in hamlet.figures, each is drawn from one tidy frame; the images come from the data set's decoded cache.
 """
 
+import re
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from hamlet.figures import new_figure
 from hamlet.run import load_data
 
 RIGHT, WRONG = "#009E73", "#D55E00"  # Okabe and Ito, as in hamlet.figures
+LETTERS = 18  # of a class name that fit over an image
 
 
 def run_dataset(results: pd.DataFrame) -> RetrievalDataset:
@@ -50,37 +53,48 @@ def _show(axis: plt.Axes, image: np.ndarray) -> None:
 
 def retrieval_gallery(data: pd.DataFrame, dataset: RetrievalDataset, title: str = "") -> Figure:
     """Queries, two to a row, with their nearest images from `neighbours_data`: a solid green frame and a tick
-    where the class is right, a dashed orange frame and a cross where it is wrong."""
+    where the class is right, a dashed orange frame and a cross where it is wrong. Class names are never cut."""
     groups, ranks = list(data.groupby("query_path", sort=False)), int(data["rank"].max())
     rows = -(-len(groups) // 2)
     widths = ([1.0] * (ranks + 1) + [0.25]) * 2
-    figure, axes = new_figure(rows, len(widths), (15, 1.3 * rows + 0.6), width_ratios=widths)
+    breaks = [
+        max(wrapped(name).count("\n") for name in {*hits["class"], *hits["query_class"]})
+        for _, hits in groups
+    ]
+    size = (15, 1.3 * rows + 0.12 * sum(map(max, breaks[::2], [*breaks[1::2], 0][:rows])) + 0.6)
+    figure, axes = new_figure(rows, len(widths), size, width_ratios=widths)
     for axis in axes.flat:
         axis.set_axis_off()
     for index, (path, hits) in enumerate(groups):
         cells = axes[index // 2, (ranks + 2) * (index % 2) :]
         cells[0].set_axis_on()
         _show(cells[0], _image(dataset, path))
-        cells[0].set_title(
-            f"query: {_short(hits['query_class'].iloc[0], 14)}", fontsize=7.5, fontweight="bold"
-        )
+        cells[0].set_title(wrapped(hits["query_class"].iloc[0]), fontsize=6.8, fontweight="bold")
+        cells[0].set_ylabel("query", fontsize=7, labelpad=2)
         for axis, hit in zip(cells[1:], hits.sort_values("rank").to_dict("records"), strict=False):
             axis.set_axis_on()
             _show(axis, _image(dataset, hit["path"]))
             colour, line = (RIGHT, "-") if hit["correct"] else (WRONG, (0, (3, 2)))
             for spine in axis.spines.values():
                 spine.set(linewidth=3, color=colour, linestyle=line)
-            axis.set_title(
-                f"{'✓' if hit['correct'] else '✗'} {_short(hit['class'], 16)}", fontsize=7.5, color=colour
-            )
+            mark = "✓" if hit["correct"] else "✗"
+            axis.set_title(f"{mark} {wrapped(hit['class'])}", fontsize=7, color=colour)
     figure.suptitle(
         title or "Queries (bold) and their nearest images: ✓ solid frame same class, ✗ dashed frame another"
     )
     return figure
 
 
-def _short(name: str, length: int) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+def wrapped(name: str, letters: int = LETTERS) -> str:
+    """The whole name in lines of at most ``letters``, broken after hyphens, underscores and spaces; only a longer
+    word is broken within."""
+    lines = [""]
+    for word in re.findall(r"[^-_ ]*[-_ ]|[^-_ ]+", name):
+        for part in (word[i : i + letters] for i in range(0, len(word), letters)):
+            if len(lines[-1]) + len(part) > letters:
+                lines.append("")
+            lines[-1] += part
+    return "\n".join(line.strip() for line in lines)
 
 
 def contact_data(dataset: RetrievalDataset, coarse: int = 12, images: int = 8) -> pd.DataFrame:
@@ -114,7 +128,7 @@ def contact_sheet(data: pd.DataFrame, dataset: RetrievalDataset, title: str = ""
         for axis, row in zip(line, rows.to_dict("records"), strict=False):
             axis.set_axis_on()
             _show(axis, _image(dataset, row["path"]))
-            axis.set_xlabel(_short(row["class"], 18), fontsize=6.5, labelpad=2)
-        line[0].set_ylabel(_short(coarse, 20), fontsize=9, fontweight="bold")
+            axis.set_xlabel(wrapped(row["class"]), fontsize=6.5, labelpad=2)
+        line[0].set_ylabel(wrapped(coarse), fontsize=9, fontweight="bold")
     figure.suptitle(title or f"{dataset.name}: coarse classes (rows) and some of their fine classes")
     return figure

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import stored
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from hamlet import figures, paths, pictures, report
@@ -110,11 +111,35 @@ def test_every_bar_has_its_length_and_a_missing_run_says_so(profile):
     assert hatched == len(set(report.CONTROLS) - set(FEW)) == 6
 
 
+def test_seeds_are_marked_and_named_from_two_on(profile):
+    summary, dots = profile[1].dropna(subset="mean"), "dots: lowest and highest seed"
+
+    def marked(seeds):
+        figure = figures.accuracy_bars(summary.assign(seeds=seeds))
+        lines = figure.findobj(lambda artist: artist.get_gid() == "seeds")
+        return sum(len(line.get_xdata()) for line in lines), any(dots in text for text in texts(figure))
+
+    assert marked(1) == (0, False)
+    assert marked(2) == marked(3) == (2 * len(summary), True)
+    assert marked([2] * 4 + [1] * (len(summary) - 4)) == (8, True)  # the four metrics of one run
+
+
+def test_memory_has_whiskers_where_its_quartiles_were_measured(profile):
+    cost, over = profile[2], "(memory: over processes)"
+    without = cost.drop(columns=["memory_mb_q25", "memory_mb_q75"], errors="ignore")
+    measured = cost.assign(memory_mb_q25=cost["memory_mb"] - 1, memory_mb_q75=cost["memory_mb"] + 2)
+    for summary, expected in ((without, False), (measured, True)):
+        figure = figures.efficiency_bars(summary)
+        assert any(line.get_marker() == "|" for line in figure.axes[1].lines) == expected
+        assert any(over in text for text in texts(figure)) == expected
+
+
 def test_colours_stay_apart_in_grey():
     def grey(colour):
         return np.dot([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)], [0.299, 0.587, 0.114])
 
     assert abs(grey(figures.COLOURS["ResNet18"]) - grey(figures.COLOURS["MobileNetV3"])) > 0.2
+    assert abs(grey(figures.COLOURS["MobileNetV3"]) - 0.85) > 0.15  # the other configurations' curves
 
 
 def test_reported_values_are_labelled_as_reported(profile):
@@ -147,13 +172,47 @@ def test_pareto_front_against_a_loop(profile):
     }
 
 
-def test_no_two_labels_of_the_tradeoff_overlap(profile):
-    figure, data = drawn("tradeoff", profile)
+CROWDED = [  # measured once: a short level piece of the front starts at a point whose name is longer than it
+    ("HAMLET_ResNet18", 60.8, 0.418, 25.8, True), ("HAMLET_MobileNetV3", 24.4, 0.314, 11.6, True),
+    ("SPARSE_ResNet18", 49.3, 0.314, 21.9, False), ("SPARSE_MobileNetV3", 16.5, 0.150, 9.8, False),
+    ("MACE_ResNet18", 80.2, 0.335, 24.5, False), ("SpCa_ResNet18", 62.9, 0.362, 23.8, False),
+    ("DSCF_ResNet18", 84.7, 0.400, 24.3, False), ("GeM_ResNet18", 44.5, 0.371, 11.4, True),
+    ("GeM_MobileNetV3", 14.3, 0.214, 3.5, True), ("MLP_ResNet18", 48.5, 0.345, 25.8, False),
+    ("MLP_MobileNetV3", 16.3, 0.195, 11.6, False),
+]  # fmt: skip
+
+
+def crowded(profile):
+    rows = pd.DataFrame(CROWDED, columns=["model", "latency_ms", "mAP", "parameters_m", "pareto"])
+    rows["backbone"] = rows["model"].str.split("_").str[1]
+    return pd.concat([rows.assign(source=source) for source in ("measured", "reported")])
+
+
+@pytest.mark.parametrize("make", [lambda p: figures.tradeoff_data(p[1], p[2]), crowded])
+def test_labels_of_the_tradeoff_cover_no_label_no_point_and_no_front(profile, make):
+    data = make(profile)
+    figure = figures.tradeoff(data)
     figure.draw_without_rendering()
     for axis in figure.axes:
-        boxes = [text.get_window_extent() for text in axis.texts]
+        boxes = [Text.get_window_extent(text) for text in axis.texts]
         assert len(boxes) == (data["source"] == axis.get_title().split()[0].lower()).sum()
         assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+        points = [axis.transData.transform(dots.get_offsets()[0]) for dots in axis.collections]
+        front = axis.lines[0].get_path().transformed(axis.lines[0].get_transform())
+        steps = front.interpolated(200).vertices  # 200 places on each piece
+        for box in boxes:
+            assert axis.bbox.x0 < box.x0 and box.x1 < axis.bbox.x1
+            assert not box.count_contains(points) and not box.count_contains(steps)
+
+
+def test_the_crowded_tradeoff_names_each_point_beside_it(profile):
+    figure = figures.tradeoff(crowded(profile))
+    figure.draw_without_rendering()
+    for axis in figure.axes:
+        for text in axis.texts:
+            point, box = axis.transData.transform(text.xy), Text.get_window_extent(text)
+            gap = np.maximum([box.x0 - point[0], box.y0 - point[1]], [point[0] - box.x1, point[1] - box.y1])
+            assert gap.max() < 30, text.get_text()
 
 
 def test_backbone_changes(profile):
@@ -172,6 +231,76 @@ def test_gallery_marks_right_and_wrong_and_shows_the_right_pixels(profile):
     shown = [axis.images[0].get_array() for axis in figure.axes if axis.images]
     assert np.array_equal(shown[0], split.images[split.paths.index(data["query_path"].iloc[0])])
     assert np.array_equal(shown[1], split.images[split.paths.index(data["path"].iloc[0])])
+
+
+LONGEST = [  # of the Grocery Store Dataset and of scenes
+    "Arla-Natural-Mild-Low-Fat-Yoghurt", "Garant-Ecological-Medium-Fat-Milk", "God-Morgon-Red-Grapefruit-Juice",
+    "Tropicana-Golden-Grapefruit", "lighthouse_triangles", "lighthouse_lattice", "butterfly_triangles",
+]  # fmt: skip
+
+
+def test_gallery_names_are_whole_and_fit_over_their_images(profile):
+    data = pictures.neighbours_data(profile[0], "hamlet_resnet18")
+    names = np.resize(LONGEST, len(data))
+    data = data.assign(**{"class": names, "query_class": np.roll(names, 1)})
+    data["query_class"] = data.groupby("query_path")["query_class"].transform("first")
+    figure = pictures.retrieval_gallery(data, stored.dataset())
+    figure.draw_without_rendering()
+    shown = [axis for axis in figure.axes if axis.get_title()]
+    whole = [axis.get_title().replace("\n", "").lstrip("✓✗ ") for axis in shown]
+    assert sorted(whole) == sorted([*names, *data.groupby("query_path")["query_class"].first()])
+    assert max(axis.get_title().count("\n") for axis in shown) == 1
+    boxes = [axis.title.get_window_extent() for axis in shown]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert not any(box.overlaps(axis.bbox) for box in boxes for axis in shown)
+
+
+def test_gallery_frames_differ_without_their_colour(profile):
+    figure, _ = drawn("retrieval_gallery", profile)
+    styles = {mark: set() for mark in "✓✗"}
+    for axis in figure.axes:
+        if axis.get_title().startswith(("✓", "✗")):
+            styles[axis.get_title()[0]].add(str(axis.spines["left"].get_linestyle()))
+    assert styles["✓"] and styles["✗"] and not styles["✓"] & styles["✗"]
+
+
+@pytest.mark.parametrize(
+    "name, lines",
+    [
+        ("Kiwi", ["Kiwi"]),
+        ("Arla-Natural-Mild-Low-Fat-Yoghurt", ["Arla-Natural-Mild-", "Low-Fat-Yoghurt"]),
+        ("lighthouse_lattice", ["lighthouse_lattice"]),
+        ("lighthouse_triangles", ["lighthouse_", "triangles"]),
+        ("one two three four five", ["one two three", "four five"]),
+        ("x" * 20, ["x" * 18, "xx"]),
+        ("", [""]),
+    ],
+)
+def test_names_are_wrapped_not_cut(name, lines):
+    assert pictures.wrapped(name).split("\n") == lines
+
+
+@pytest.mark.parametrize("count, columns", [(2, 2), (7, 7), (8, 4), (11, 6), (12, 6), (13, 7), (15, 5)])
+def test_learning_curves_leave_few_places_empty(count, columns):
+    frame = pd.DataFrame(
+        {"epoch": [1, 2], "metric_loss": [2.0, 1.0], "validation_mAP": [0.1, 0.2], "seed": 0}
+    )
+    data = pd.concat([frame.assign(run=f"m{i}", model=f"M{i}_ResNet18") for i in range(count)])
+    figure = figures.learning_curves(data)
+    shown = [axis for axis in figure.axes if axis.get_visible()]
+    assert len(shown) == 2 * count
+    assert shown[0].get_gridspec().ncols == columns
+    assert sum(axis.get_xlabel() == "epoch" for axis in shown) == columns  # once, below each column
+
+
+def test_search_figure_says_what_was_searched():
+    rows = itertools.product([1000, 2000], figures.INDEXES)
+    data = pd.DataFrame(rows, columns=["size", "kind"]).assign(dimensions=128, threads=1, value=16)
+    data = data.assign(**{"recall@10": 0.9, "queries_per_second": 100.0, "bytes_per_image": 512})
+    figure = figures.search_tradeoff(data)
+    assert "synthetic 128-d vectors, CPU, one thread:" in figure.get_suptitle()
+    assert figures.search_conditions(data.assign(threads=4)).endswith("4 threads")
+    assert len({marker for _, marker in figures.INDEXES.values()}) == len(figures.INDEXES)
 
 
 def test_gallery_refuses_unknown_runs_and_images(profile):
