@@ -46,7 +46,7 @@ SIDES = [
     (1, 1),
     (-1, -1),
 ]  # of a point
-HALO = [withStroke(linewidth=2.5, foreground="white")]  # keeps text and whiskers legible on what they cross
+HALO = [withStroke(linewidth=2.5, foreground="white")]  # keeps text legible on what it crosses
 REPORTED = "value in the report (other data, other machine)"
 STYLE = {
     **sns.axes_style("ticks"),
@@ -98,15 +98,12 @@ def _bars(
             place, row[value], 0.72, color=COLOURS[row["backbone"]], edgecolor="black", lw=0.6, hatch=hatch
         )
         if not pd.isna(row[low]):
-            axis.plot(
-                [row[low], row[high]],
-                [place, place],
-                color="black",
-                lw=1.3,
-                marker="|",
-                ms=5,
-                path_effects=HALO,
-            )
+            for colour, width in (
+                ("white", 3.3),
+                ("black", 1.3),
+            ):  # a light edge, seen on hatching in grey too
+                whisker = {"color": colour, "lw": width, "marker": "|", "ms": 5, "mew": width}
+                axis.plot([row[low], row[high]], [place, place], **whisker)
         axis.annotate(f"{row[value]:.{decimals}f}", (1, place), xycoords=EDGE, ha="right", va="center")
         if not pd.isna(row[reported]):
             axis.plot(row[reported], place, "D", mfc="white", mec="black", ms=5, zorder=5)
