@@ -153,7 +153,8 @@ class Index:
         sparse = self.kind == "sparse"
         if sp.issparse(descriptors) != sparse:
             raise TypeError(f"kind {self.kind} takes {'scipy sparse' if sparse else 'dense'} descriptors")
-        rows = descriptors.tocsr() if sparse else np.atleast_2d(np.asarray(descriptors))
+        # a matrix: one row of a sparse array would be one-dimensional
+        rows = sp.csr_matrix(descriptors) if sparse else np.atleast_2d(np.asarray(descriptors))
         if rows.ndim != 2 or rows.shape[1] != self.dimension:
             raise ValueError(f"descriptors have shape {rows.shape}, expected (N, {self.dimension})")
         if rows.dtype.kind not in "fiub":

@@ -74,6 +74,13 @@ def test_remove_add_save_and_load(kind, tmp_path):
     assert again.add(rows[:1], ["new.jpg"]).tolist() == [301]
 
 
+@pytest.mark.parametrize("form", [sp.csr_array, sp.csc_matrix, sp.coo_array])
+def test_any_sparse_form_answers_as_csr_matrix(form):
+    rows = sparse_rows(300)
+    expected = made("sparse", rows).query(rows[:6], 5)
+    pd.testing.assert_frame_equal(made("sparse", form(rows)).query(form(rows[:6]), 5), expected)
+
+
 def test_unknown_id_removes_nothing():
     index = made("flat", unit_rows(10))
     with pytest.raises(KeyError, match="id 99"):
