@@ -353,8 +353,8 @@ def _describe(model, files: list[Path], image_size: int):
                 rows.append(embed(model, np.stack(images), image_size))
             bar.update(len(part))
     if not rows:
-        first = f"{files[0]} ({broken[files[0]]})"
-        raise ValueError(f"0 of {len(files)} images decode, not {first}; give photos that open in a viewer")
+        why = f"{files[0]}: {broken[files[0]]}"
+        raise ValueError(f"none of {len(files)} image(s) decodes ({why}); give photos that open in a viewer")
     return sp.vstack(rows, format="csr") if sp.issparse(rows[0]) else np.concatenate(rows), broken
 
 

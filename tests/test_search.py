@@ -475,7 +475,7 @@ def test_sparse_models_from_the_command_line(photos, capsys):
 
 BUILD = "build WEIGHTS photos my-index --image-size 64"
 MISTAKES = {
-    "query old WEIGHTS words/a.jpg": r"words/a\.jpg \(UnidentifiedImageError.*give photos that open",
+    "query old WEIGHTS words/a.jpg": r"none of 1 .*\(words/a\.jpg: UnidentifiedImageError.*give photos that open",
     "query old WEIGHTS missing.jpg": r"no image at missing\.jpg; expected the path of a photo",
     "query old missing.safetensors photos/1.PNG": r"no weights at missing\.safetensors; expected a file",
     "query old words/a.jpg photos/1.PNG": r"old was made by the model .*; use that model or build",
@@ -484,7 +484,7 @@ MISTAKES = {
     "query old WEIGHTS photos/1.PNG --image-size 0": "--image-size must be a whole number of at least 64, got 0",
     "query photos WEIGHTS photos/1.PNG": r"no index at photos: manifest\.json is missing; build one first",
     "query torn WEIGHTS photos/1.PNG": r"torn/manifest\.json is damaged.*delete torn and build",
-    "build WEIGHTS words my-index": r"0 of 1 images decode, not words/a\.jpg \(Unidentified.*give photos",
+    "build WEIGHTS words my-index": r"none of 1 image\(s\) decodes \(words/a\.jpg: Unidentified.*give photos",
     "build WEIGHTS nowhere my-index": r"no image below nowhere; expected files ending in \.bmp",
     "build missing.safetensors photos my-index": r"no weights at missing\.safetensors",
     "build words/a.jpg photos my-index": r"words/a\.jpg is not a readable safetensors file",
