@@ -153,7 +153,8 @@ class Index:
         sparse = self.kind == "sparse"
         if sp.issparse(descriptors) != sparse:
             raise TypeError(f"kind {self.kind} takes {'scipy sparse' if sparse else 'dense'} descriptors")
-        rows = descriptors.tocsr() if sparse else np.atleast_2d(np.asarray(descriptors))
+        # a matrix: one row of a sparse array would be one-dimensional
+        rows = sp.csr_matrix(descriptors) if sparse else np.atleast_2d(np.asarray(descriptors))
         if rows.ndim != 2 or rows.shape[1] != self.dimension:
             raise ValueError(f"descriptors have shape {rows.shape}, expected (N, {self.dimension})")
         if rows.dtype.kind not in "fiub":
@@ -352,8 +353,8 @@ def _describe(model, files: list[Path], image_size: int):
                 rows.append(embed(model, np.stack(images), image_size))
             bar.update(len(part))
     if not rows:
-        first = f"{files[0]} ({broken[files[0]]})"
-        raise ValueError(f"0 of {len(files)} images decode, not {first}; give photos that open in a viewer")
+        why = f"{files[0]}: {broken[files[0]]}"
+        raise ValueError(f"none of {len(files)} image(s) decodes ({why}); give photos that open in a viewer")
     return sp.vstack(rows, format="csr") if sp.issparse(rows[0]) else np.concatenate(rows), broken
 
 

@@ -74,6 +74,13 @@ def test_remove_add_save_and_load(kind, tmp_path):
     assert again.add(rows[:1], ["new.jpg"]).tolist() == [301]
 
 
+@pytest.mark.parametrize("form", [sp.csr_array, sp.csc_matrix, sp.coo_array])
+def test_any_sparse_form_answers_as_csr_matrix(form):
+    rows = sparse_rows(300)
+    expected = made("sparse", rows).query(rows[:6], 5)
+    pd.testing.assert_frame_equal(made("sparse", form(rows)).query(form(rows[:6]), 5), expected)
+
+
 def test_unknown_id_removes_nothing():
     index = made("flat", unit_rows(10))
     with pytest.raises(KeyError, match="id 99"):
@@ -468,7 +475,7 @@ def test_sparse_models_from_the_command_line(photos, capsys):
 
 BUILD = "build WEIGHTS photos my-index --image-size 64"
 MISTAKES = {
-    "query old WEIGHTS words/a.jpg": r"words/a\.jpg \(UnidentifiedImageError.*give photos that open",
+    "query old WEIGHTS words/a.jpg": r"none of 1 .*\(words/a\.jpg: UnidentifiedImageError.*give photos that open",
     "query old WEIGHTS missing.jpg": r"no image at missing\.jpg; expected the path of a photo",
     "query old missing.safetensors photos/1.PNG": r"no weights at missing\.safetensors; expected a file",
     "query old words/a.jpg photos/1.PNG": r"old was made by the model .*; use that model or build",
@@ -477,7 +484,7 @@ MISTAKES = {
     "query old WEIGHTS photos/1.PNG --image-size 0": "--image-size must be a whole number of at least 64, got 0",
     "query photos WEIGHTS photos/1.PNG": r"no index at photos: manifest\.json is missing; build one first",
     "query torn WEIGHTS photos/1.PNG": r"torn/manifest\.json is damaged.*delete torn and build",
-    "build WEIGHTS words my-index": r"0 of 1 images decode, not words/a\.jpg \(Unidentified.*give photos",
+    "build WEIGHTS words my-index": r"none of 1 image\(s\) decodes \(words/a\.jpg: Unidentified.*give photos",
     "build WEIGHTS nowhere my-index": r"no image below nowhere; expected files ending in \.bmp",
     "build missing.safetensors photos my-index": r"no weights at missing\.safetensors",
     "build words/a.jpg photos my-index": r"words/a\.jpg is not a readable safetensors file",
