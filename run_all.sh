@@ -17,7 +17,7 @@ usage() {
 
 Commands
   quick   (default) train all configurations on two CPU cores; tables and figures
-  smoke   the same road on a few images, in 3 to 4 minutes; its numbers mean nothing
+  smoke   the same road on a few images, in 3 minutes; its numbers mean nothing
   paper   224 px, batch 32, ImageNet weights, 5 seeds; one GPU or more
   test    lint, every test, the notebooks by nbval   (after --: arguments for pytest)
   lab     JupyterLab on the notebooks                (after --: arguments for JupyterLab)
@@ -234,7 +234,7 @@ fi
 if [ -n "$DRY" ]; then
   [ -n "$READY" ] || echo "would set up $VENV from requirements.lock first (about $NEEDED_GB GB, 1 to 10 minutes)"
   case "$COMMAND" in
-    test) echo "would run ruff, pytest and the notebooks by nbval (10 to 20 minutes on two cores)"; exit 0 ;;
+    test) echo "would run ruff, pytest and the notebooks by nbval (about 12 minutes on two cores)"; exit 0 ;;
     lab) echo "would start JupyterLab on $ROOT/notebooks"; exit 0 ;;
   esac
   if [ -z "$READY" ]; then
