@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from hamlet.metrics import hierarchical_metrics, kernels, relevance, retrieval_metrics, scores, torch_scores
+from hamlet.metrics import dots, hierarchical_metrics, relevance, retrieval_metrics, scores, torch_scores
 
 KS = (1, 5, 10)
 
@@ -153,10 +153,10 @@ def noisy_classes(n=900, d=40, seed=3):
 
 
 def exact_order(x, labels):
-    """Reference on ``kernels.dot``'s own float64 scores, sorted: no matrix product, no filter."""
+    """Reference on ``dots.dot``'s own float64 scores, sorted: no matrix product, no filter."""
     rows, cols = np.divmod(np.arange(len(x) ** 2), len(x))
     out = np.empty(len(rows))
-    kernels.dot_pairs(x.astype(np.float64), rows, x, cols, out)
+    dots.dot_pairs(x.astype(np.float64), rows, x, cols, out)
     ap = np.full(len(x), np.nan)
     for i, score in enumerate(out.reshape(len(x), -1)):
         keep = np.arange(len(x)) != i
@@ -270,6 +270,22 @@ def test_bits_with_many_positives_depend_on_nothing_else(kind, monkeypatch):
         for name, values in whole.per_query.items():
             np.testing.assert_array_equal(values, again.per_query[name], err_msg=name)
             np.testing.assert_array_equal(values[order], moved.per_query[name], err_msg=name)
+
+
+def test_more_positives_than_sixteen_bits_count():
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(90003, 4)).astype(np.float32)
+    query, gallery = x[:3], x[3:]
+    labels = (np.arange(len(gallery)) % 5 == 0).astype(np.int64)  # 72,000 and 18,000 positives
+    got = retrieval_metrics(query, [0, 1, 0], gallery, labels).per_query
+    for i, label in enumerate((0, 1, 0)):
+        exact = np.empty(len(gallery))
+        rows = np.arange(len(gallery))
+        dots.dot_pairs(query.astype(np.float64), np.full(len(rows), i), gallery, rows, exact)
+        hit = labels == label
+        hit = hit[np.lexsort((hit, -exact))]  # a positive comes after the negatives that it ties
+        precision = np.cumsum(hit)[hit] / (np.flatnonzero(hit) + 1)
+        np.testing.assert_allclose(got["AP"][i], precision.mean(), rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", CROWDS)

@@ -1,9 +1,9 @@
 """Compiled inner loops of the metrics: one linear pass over a block of scores, no sorting of the gallery.
 
-The score of a pair is *defined* as a float64 inner product summed in one fixed order (``dot``), a function
-of the two vectors alone. A float32 matrix product only filters: it differs from the true product by a bound
-that holds for any order of summation (``scores.error_bound``), so a pair that lies further from a positive
-than that is decided, and the few others are decided by ``dot``. Ranks therefore depend on no block shape,
+The score of a pair is *defined* as a float64 inner product summed in one fixed order (``dots.dot``), a
+function of the two vectors alone. A float32 matrix product only filters: it differs from the true product by
+a bound that holds for any order of summation (``scores.error_bound``), so a pair that lies further from a
+positive than that is decided, and the few others are decided by ``dot``. Ranks therefore depend on no block shape,
 thread or gallery order. (Where a query has so many positives that most items lie close to one, the filter is a
 float64 product.)
 
@@ -14,68 +14,12 @@ range of its positives for the whole gallery (``lay_grid``); an item's bin says 
 from collections import namedtuple
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+
+from .dots import compiled, dot_rows
 
 LOOK = 4  # positives that an item is compared with at once
 ONE = np.uint64(1)  # unsigned indices spare the compiled code a check for negative ones
 Grid = namedtuple("Grid", "low scale top start next skip_next")  # see lay_grid
-
-
-def compiled(function):
-    """``njit`` with an on-disk cache where some cache folder is writable, without one otherwise."""
-    try:
-        return njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # numba: "no locator available" (read-only install and no writable home)
-        return njit(nogil=True)(function)
-
-
-@intrinsic
-def _eight_sums(typing, q, g, end):
-    """The eight partial sums of ``dot`` over the first ``end`` entries, a multiple of 8, as a tuple.
-
-    Written as one loop over vectors of eight: numba keeps eight scalar sums apart, at a third of the speed."""
-
-    def build(context, builder, signature, args):
-        wide = ir.VectorType(ir.DoubleType(), 8)
-        total = cgutils.alloca_once_value(builder, ir.Constant(wide, [0.0] * 8))
-        arrays = [(t.dtype, context.make_array(t)(context, builder, x).data)
-                  for t, x in zip(signature.args[:2], args[:2], strict=True)]  # fmt: skip
-        zero, eight = args[2].type(0), args[2].type(8)
-        with cgutils.for_range_slice(builder, zero, args[2], eight) as (i, _):
-            parts = []
-            for kind, data in arrays:
-                vector = ir.VectorType(context.get_data_type(kind), 8)
-                place = builder.bitcast(builder.gep(data, [i]), vector.as_pointer())
-                part = builder.load(place, align=kind.bitwidth // 8)
-                parts.append(part if vector == wide else builder.fpext(part, wide))
-            builder.store(builder.fadd(builder.load(total), builder.fmul(*parts)), total)
-        total = builder.load(total)
-        lanes = [builder.extract_element(total, ir.IntType(32)(k)) for k in range(8)]
-        return context.make_tuple(builder, signature.return_type, lanes)
-
-    return types.UniTuple(types.float64, 8)(q, g, end), build
-
-
-@compiled
-def dot(q, g):
-    """Inner product in float64: eight interleaved partial sums, added pairwise. Same bits at every call.
-
-    q (D,) float64, g (D,) float32 or float64, both contiguous."""
-    end = q.shape[0] // 8 * 8
-    a, b, c, d, e, f, h, k = _eight_sums(q, g, end)
-    for i in range(end, q.shape[0]):
-        a += q[i] * g[i]
-    return ((a + e) + (c + h)) + ((b + f) + (d + k))
-
-
-@compiled
-def dot_pairs(query, query_rows, gallery, gallery_rows, out):
-    """``out[i] = dot(query[query_rows[i]], gallery[gallery_rows[i]])``."""
-    for i in range(out.shape[0]):
-        out[i] = dot(query[query_rows[i]], gallery[gallery_rows[i]])
 
 
 @compiled
@@ -121,7 +65,7 @@ def _bin(score, low, scale, top):
 @compiled
 def bins_for(positives):
     """Number of bins: many per positive, so that few items share a bin with one, but within the cache."""
-    return min(max(512, 4 * positives, min(16 * positives, 16384)), 2**22)
+    return min(max(512, 4 * positives, min(16 * positives, 32768)), 2**22)
 
 
 @compiled
@@ -202,12 +146,6 @@ def _count_close(row, bins, start, near, flat, slope, slots, close, found):
 
 
 @compiled
-def _dot_rows(q, raw, unit, rows, count, out):
-    for t in range(count):
-        out[t] = dot(q, raw[rows[t]]) * unit
-
-
-@compiled
 def _count_exact(exact, bins, start, near, slots, close, found):
     """Count the items that were left, by their exact scores."""
     for t in range(found):
@@ -237,7 +175,8 @@ def count_tile(
     for i in range(begin, end):
         most = max(most, ptr[i + 1] - ptr[i])
     bins, close, exact = np.empty(n, np.int32), np.empty(n + 1, np.uint32), np.empty(n)
-    tables = np.empty(bins_for(most) + 2, np.uint32), np.empty(most + LOOK), np.empty(most + 1, np.uint32)
+    table = np.empty(bins_for(most) + 2, grid.start.dtype)
+    tables = table, np.empty(most + LOOK), np.empty(most + 1, np.uint32)
     for i in range(begin, end):
         total, row = ptr[i + 1] - ptr[i], tile[i]
         if total == 0:
@@ -258,7 +197,7 @@ def count_tile(
         found = _count_far(bins, start, slots, close)
         found = _count_close(row, bins, start, near, flat[i], slope, slots, close, found)
         if slope > 0:
-            _dot_rows(query[i], raw, unit, close, found, exact)
+            dot_rows(query[i], raw, unit, close, found, exact)
         else:
             for t in range(found):
                 exact[t] = row[close[t]]

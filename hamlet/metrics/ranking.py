@@ -157,7 +157,7 @@ def retrieval_metrics(
     Lim, A Metric Learning Reality Check, ECCV 2020); R-precision = hits in the first R / R; MRR = 1 / r_1.
     Ties are pessimistic: a negative that scores the same comes ahead. Queries without positives are NaN,
     left out of the mean and counted as "skipped". Ranks are those of the float64 inner product summed in a
-    fixed order (``kernels.dot``), whatever the block size, thread count or gallery order.
+    fixed order (``dots.dot``), whatever the block size, thread count or gallery order.
 
     protocol "revisited" (Radenovic et al., Revisiting Oxford and Paris, CVPR 2018): query_labels is the
     ground truth, one dict per query with gallery indices "easy", "hard" and "junk"; gallery_labels stays

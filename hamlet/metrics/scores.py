@@ -10,12 +10,10 @@ import numpy as np
 import scipy.sparse
 import torch
 
-from . import kernels
+from . import dots, kernels
 
 TILE, ROWS = 16384, 128  # one tile of float32 scores is at most 8 MB
-WIDE = (
-    2**19
-)  # positives times dimensions of a query from which a float64 product costs less than close pairs do
+WIDE = 400_000  # positives times dimensions from which a float64 product costs less than the close pairs
 
 
 def check_rows(values, name: str) -> tuple[np.ndarray | torch.Tensor, float]:
@@ -66,7 +64,7 @@ def power_of_two(size: float) -> float:
 def error_bound(
     norms: np.ndarray, largest: float, dimensions: int, roundoff: float = 2.0**-24
 ) -> tuple[np.ndarray, float]:
-    """(flat per query, slope): |matrix product - ``kernels.dot`` s| <= flat + slope |s|, s either of the two.
+    """(flat per query, slope): |matrix product - ``dots.dot`` s| <= flat + slope |s|, s either of the two.
 
     roundoff u: 2**-24 for a float32 product; twice 2**-53 for a float64 one, which errs no less than ``dot``.
 
@@ -105,11 +103,11 @@ class Dense:
         """Exact scores of the pairs (query i, idx[ptr[i]:ptr[i+1]]), in units of the tiles."""
         out, of = np.empty(len(idx)), np.repeat(np.arange(len(ptr) - 1), np.diff(ptr))
         if self.direct:
-            kernels.dot_pairs(self.exact, of, np.asarray(self.gallery), idx, out)
+            dots.dot_pairs(self.exact, of, np.asarray(self.gallery), idx, out)
         else:
             for t in range(0, len(idx), TILE):
                 rows = self._rows(idx[t : t + TILE])
-                kernels.dot_pairs(self.exact, of[t:], rows, np.arange(len(rows)), out[t : t + TILE])
+                dots.dot_pairs(self.exact, of[t:], rows, np.arange(len(rows)), out[t : t + TILE])
         return out * self.unit
 
     def add_ahead(self, lists: tuple, values: np.ndarray, ahead: np.ndarray, pool, threads: int) -> None:
@@ -177,9 +175,10 @@ class Counter:
         self.pool, self.threads = pool, threads
         ptr, skip_ptr = lists[0], lists[2]
         b, most = len(flat), int(np.diff(ptr).max())
+        entry = np.uint16 if 2 * most < 2**16 else np.uint32  # half the table stays in the cache
         self.grid = kernels.Grid(
             low=np.empty(b, dtype), scale=np.empty(b, dtype), top=np.empty(b, dtype),
-            start=np.empty((b, kernels.bins_for(most) + 2), np.uint32),
+            start=np.empty((b, kernels.bins_for(most) + 2), entry),
             next=np.empty(b, np.int64), skip_next=np.empty(b, np.int64),
         )  # fmt: skip
         kernels.lay_grid(ptr, skip_ptr, values, flat, slope, self.grid)

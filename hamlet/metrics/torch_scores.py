@@ -9,7 +9,7 @@ TILE, ROWS, PAIRS = 32768, 512, 65536
 
 
 def dot_rows(q: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-    """``kernels.dot`` row by row: the same sums in the same order, hence the same bits."""
+    """``dots.dot`` row by row: the same sums in the same order, hence the same bits."""
     lanes = torch.zeros(len(q), 8, dtype=torch.float64, device=q.device)
     end = q.shape[1] // 8 * 8
     for i in range(0, end, 8):
@@ -28,6 +28,24 @@ def count_at_most(rising: torch.Tensor, rows: torch.Tensor, bound: torch.Tensor)
         found = torch.where(rising[rows, probe - 1] <= bound, probe, found)
         step //= 2
     return found
+
+
+def unsure_intervals(maybe: torch.Tensor, sure: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(bounds, passed) of the scores that a filter cannot decide; maybe, sure (rows, P) float32, both rising.
+
+    A score s surely beats or ties the positives with sure <= s, and none but those with maybe <= s. bounds
+    (rows, 2 P) are the begins and ends of disjoint intervals, rising (infinity fills up): with an odd number of
+    them <= s the score is unsure, with 2 j it passes exactly the passed[:, j] lowest positives.
+    """
+    rows, most = maybe.shape
+    edge = torch.ones(rows, 1, dtype=torch.bool, device=maybe.device)
+    apart = maybe[:, 1:] > sure[:, :-1]  # intervals that touch become one
+    begins = maybe.masked_fill(~torch.cat([edge, apart], 1), torch.inf)
+    last = torch.cat([apart, edge], 1)
+    ends = sure.masked_fill(~last, torch.inf)
+    place = torch.arange(1, most + 1, device=maybe.device).expand(rows, most)
+    passed = place.masked_fill(~last, most).sort(1).values
+    return torch.cat([begins, ends], 1).sort(1).values, torch.nn.functional.pad(passed, (1, 0))
 
 
 class TorchScores:
@@ -70,25 +88,29 @@ class TorchScores:
         rising[row, count[row] - 1 - place] = values[ptr[a] : ptr[b]]
         rising = torch.from_numpy(rising).to(device)
         noise = self.flat[a:b, None] + self.slope * rising.abs().nan_to_num(posinf=0)
-        sure, maybe = (rising + noise).float(), (rising - noise).float()
+        bounds, passed = unsure_intervals((rising - noise).float(), (rising + noise).float())
         width = rising.shape[1] + 1
-        beaten = torch.zeros((b - a) * width, dtype=torch.int64, device=device)
+        beaten = torch.zeros(b - a, width, dtype=torch.int64, device=device)
+        codes = torch.zeros((b - a) * (bounds.shape[1] + 1), dtype=torch.int64, device=device)
+        row_code = (torch.arange(b - a, device=device) * (bounds.shape[1] + 1))[:, None].int()
         skip = np.repeat(np.arange(b - a), np.diff(skip_ptr[a : b + 1])), skip_idx[skip_ptr[a] : skip_ptr[b]]
         out_rows = torch.from_numpy(np.concatenate([row, skip[0]])).to(device)
         out_cols = torch.from_numpy(np.concatenate([idx[ptr[a] : ptr[b]], skip[1]])).to(device)
+        query = self.exact[a:b].float()
         for first in range(0, len(self.gallery), TILE):
             part = self.gallery[first : first + TILE]
-            tile = self.exact[a:b].float() @ (part.double() * self.unit).float().T
+            plain = part.dtype == torch.float32 and self.unit == 1
+            tile = query @ (part if plain else (part.double() * self.unit).float()).T
             here = (out_cols >= first) & (out_cols < first + len(part))
             tile[out_rows[here], out_cols[here] - first] = -torch.inf
-            found = torch.searchsorted(sure, tile, right=True)
-            r, c = torch.nonzero((torch.searchsorted(maybe, tile, right=True) != found), as_tuple=True)
+            code = torch.searchsorted(bounds, tile, right=True, out_int32=True)
+            r, c = torch.nonzero(code & 1, as_tuple=True)
             for rows, cols in zip(r.split(PAIRS), c.split(PAIRS), strict=True):
-                score = self._pairs(rows + a, cols + first)
-                found[rows, cols] = count_at_most(rising, rows, score)
-            found += torch.arange(b - a, device=device)[:, None] * width
-            beaten += torch.bincount(found.flatten(), minlength=len(beaten))
-        beaten = beaten.view(b - a, width).cpu().numpy()
+                found = count_at_most(rising, rows, self._pairs(rows + a, cols + first))
+                beaten.view(-1).index_add_(0, rows * width + found, torch.ones_like(found))
+            codes += torch.bincount(code.add_(row_code).flatten(), minlength=len(codes))
+        beaten.scatter_add_(1, passed, codes.view(b - a, -1)[:, ::2])  # the items between two intervals
+        beaten = beaten.cpu().numpy()
         for i in range(b - a):  # beaten[i, c]: negatives that beat or tie exactly the c lowest positives
             start = ptr[a + i] + a + i
             ahead[start : start + count[i] + 1] += beaten[i, : count[i] + 1][::-1]
