@@ -288,10 +288,9 @@ def main() -> None:
         print(table.to_markdown(index=False, disable_numparse=True))
         if a.output:
             caption = (
-                f"CPU time of exact mAP per query as the gallery grows ({a.queries} queries, "
-                f"{a.dimensions} dimensions, {a.threads} thread(s)), with the classes or the positives held fixed: medians "
-                f"of {a.repeats} runs. "
-                "Linear growth: the time per pair of query and gallery item stays level."
+                f"CPU time of exact mAP per query as the gallery grows ({a.queries} queries, {a.dimensions} "
+                f"dimensions, {a.threads} thread(s)), with the classes or the positives held fixed: medians of "
+                f"{a.repeats} runs. Linear growth: the time per pair of query and gallery item stays level."
             )
             write_table(table, a.output, caption)
         return
