@@ -319,7 +319,7 @@ def test_the_error_bound_holds(kind):
 
 def test_lists_of_positives_in_any_order():
     gallery = np.random.default_rng(8).permutation(40.0 - np.arange(40))[:, None]
-    easy, junk = np.random.default_rng(9).permutation(40)[:12], [31, 3, 17]
+    easy, junk = np.split(np.random.default_rng(9).permutation(40)[:15], [12])
     query = np.ones((1, 1))
     results = [
         retrieval_metrics(query, [{"easy": e, "hard": [], "junk": j}], gallery, protocol="revisited")
@@ -445,6 +445,19 @@ def test_queries_without_positives_and_empty_inputs():
         ({"query": np.eye(3), "query_labels": [0] * 3, "protocol": "oxford"}, "protocol"),
         ({"query": np.eye(3), "query_labels": [0] * 3, "exclude": [[0], [3], []]}, "query 1"),
         ({"query": np.eye(3) * 1j, "query_labels": [0] * 3}, "complex"),
+        ({"query": np.empty((3, 0)), "query_labels": [0] * 3}, "dimension"),
+        ({"query": np.eye(3), "query_labels": [0] * 3, "ks": ("ten",)}, "ks"),
+        ({"query": np.eye(3), "query_labels": [0] * 3, "threads": 0}, "threads"),
+        ({"query": np.eye(3), "query_labels": [0] * 3, "gallery_labels": [0] * 3}, "gallery_labels"),
+        ({"query": np.eye(3), "query_labels": [0] * 3, "cameras": [1, 2]}, "cameras"),
+        (
+            dict(
+                query=np.eye(3),
+                query_labels=[{"easy": [1], "hard": [1], "junk": []}] * 3,
+                protocol="revisited",
+            ),
+            "index 1 twice",
+        ),
     ],
 )
 def test_errors_at_the_door(arguments, message):
@@ -537,6 +550,10 @@ def test_hierarchical_average_precision(alpha):
     np.testing.assert_allclose(flat, retrieval_metrics(x, fine).per_query["AP"], atol=1e-12)
     with pytest.raises(ValueError, match="tree"):
         hierarchical_metrics(x, fine, np.arange(50))
+    with pytest.raises(ValueError, match="coarse: expected a label for each of 50"):
+        hierarchical_metrics(x, fine, coarse[:49])
+    with pytest.raises(ValueError, match="gallery_fine: expected a label for each of 50"):
+        hierarchical_metrics(x, fine, coarse, x)
 
 
 @pytest.mark.cuda

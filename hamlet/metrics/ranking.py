@@ -1,5 +1,6 @@
 """Public metrics: what is measured, on which positives. Definitions stand in ``retrieval_metrics``."""
 
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -70,7 +71,9 @@ def _block_lists(positives, exclude, cameras, alone: bool, begin: int, end: int)
 def _rank(source, queries: int, lists: Callable, step: int, threads: int | None, visit: Callable) -> None:
     """Call ``visit(begin, end, lists, values, ordered, ahead)`` per block: exact scores of the positives as
     listed, the same falling per query, and the increments of the negatives ahead (``count_tile``)."""
-    threads = threads or torch.get_num_threads()
+    if threads is not None and (int(threads) != threads or threads < 1):
+        raise ValueError(f"threads: expected a whole number from 1, or None for torch's, got {threads!r}")
+    threads = int(threads or torch.get_num_threads())
     with thread_pool(threads) as pool:
         for begin in range(0, queries, step := min(1024, step)):
             end = min(begin + step, queries)
@@ -166,12 +169,16 @@ def retrieval_metrics(
 
     Raises ValueError for shapes that do not fit, NaN or infinity (naming the row), unknown protocols.
     """
-    if not len(ks) or any(int(k) != k or k < 1 for k in ks):
+    if not len(ks) or any(not isinstance(k, numbers.Real) or k % 1 or k < 1 for k in ks):
         raise ValueError(f"ks: expected whole numbers from 1, got {ks}")
     if protocol not in ("full", "revisited"):
         raise ValueError(f'protocol: expected "full" or "revisited", got {protocol!r}')
     source, queries, size = _source(query, gallery)
     excluded = [] if exclude is None else [IndexLists(exclude, queries, size, "exclude")]
+    if gallery_labels is not None and (gallery is None or protocol == "revisited"):
+        raise ValueError("gallery_labels: given without a gallery that they could belong to; leave them out")
+    if cameras is not None and protocol == "revisited":
+        raise ValueError("cameras: the revisited protocol knows none; list such images as junk")
     if protocol == "revisited":
         return _revisited(source, query_labels, queries, size, excluded, ks, threads, gallery is None)
     alone = gallery is None
@@ -181,6 +188,8 @@ def retrieval_metrics(
     if cameras is not None:
         cameras = relevance.class_codes(cameras)[0] if alone else relevance.class_codes(*cameras)
         cameras = (cameras, cameras) if alone else cameras
+        if (given := tuple(map(len, cameras))) != (queries, size):
+            raise ValueError(f"cameras: {given} codes for {queries} queries and {size} gallery rows")
     return _measure(
         source,
         queries,
@@ -194,6 +203,13 @@ def retrieval_metrics(
 def _revisited(source, truth, queries, size, excluded, ks, threads, alone) -> RetrievalResult:
     if len(truth) != queries or any("easy" not in t or "hard" not in t or "junk" not in t for t in truth):
         raise ValueError(f'query_labels: expected {queries} dicts with "easy", "hard", "junk" index lists')
+    for i, t in enumerate(truth):
+        indices = np.concatenate([np.unique(relevance.as_list(t[key])) for key in ("easy", "hard", "junk")])
+        found, times = np.unique(indices, return_counts=True)
+        if (times > 1).any():
+            raise ValueError(
+                f"query_labels: query {i} lists gallery index {found[times > 1][0]:.0f} twice among easy, hard, junk"
+            )
     mean: dict[str, float] = {}
     per_query: dict[str, np.ndarray] = {}
     for name, (good, bad) in REVISITED.items():
@@ -238,6 +254,12 @@ def hierarchical_metrics(
     """
     source, queries, size = _source(query, gallery)
     alone = gallery is None
+    sides = [(fine, queries, "fine"), (coarse, queries, "coarse")]
+    sides += [] if alone else [(gallery_fine, size, "gallery_fine"), (gallery_coarse, size, "gallery_coarse")]
+    for labels, count, name in sides:
+        if labels is None or len(labels) != count:
+            given = "none" if labels is None else len(labels)
+            raise ValueError(f"{name}: expected a label for each of {count} embeddings, got {given}")
     fine_q, fine_g = np.split(_joint(fine, fine if alone else gallery_fine), [queries])
     coarse_q, coarse_g = np.split(_joint(coarse, coarse if alone else gallery_coarse), [queries])
     parents = np.unique(np.stack([np.r_[fine_q, fine_g], np.r_[coarse_q, coarse_g]]), axis=1)
@@ -274,6 +296,4 @@ def hierarchical_metrics(
 
 
 def _joint(first, second) -> np.ndarray:
-    if second is None:
-        raise ValueError("gallery_fine and gallery_coarse: both are needed with a gallery")
     return np.concatenate(relevance.class_codes(first, second))

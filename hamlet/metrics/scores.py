@@ -36,8 +36,10 @@ def check_rows(values, name: str) -> tuple[np.ndarray | torch.Tensor, float]:
         values = values.tocsr() if scipy.sparse.issparse(values) else np.asarray(values)
         if values.dtype.kind not in "fiub" and values.dtype.name != "bfloat16":
             raise ValueError(f"{name}: expected real numbers, got dtype {values.dtype}")
-    if values.ndim != 2:
-        raise ValueError(f"{name}: expected a matrix (rows, dimensions), got shape {tuple(values.shape)}")
+    if values.ndim != 2 or values.shape[1] == 0:
+        raise ValueError(
+            f"{name}: expected a matrix (rows, dimensions) with a dimension at least, got {tuple(values.shape)}"
+        )
     largest = 0.0
     for start in range(0, values.shape[0], TILE):
         part = values[start : start + TILE]
