@@ -38,7 +38,7 @@ def check_rows(values, name: str) -> tuple[np.ndarray | torch.Tensor, float]:
             raise ValueError(f"{name}: expected real numbers, got dtype {values.dtype}")
     if values.ndim != 2 or values.shape[1] == 0:
         raise ValueError(
-            f"{name}: expected a matrix (rows, dimensions) with a dimension at least, got {tuple(values.shape)}"
+            f"{name}: expected shape (rows, dimensions) with a dimension at least, got {tuple(values.shape)}"
         )
     largest = 0.0
     for start in range(0, values.shape[0], TILE):
