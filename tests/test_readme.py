@@ -85,8 +85,8 @@ def test_the_run_command_names_a_run_that_there_is(monkeypatch):
 
 
 def test_own_images_snippet_and_search(tmp_path, monkeypatch, capsys):
-    from hamlet import search
     from hamlet.models import save_model
+    from hamlet.search.photos import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HAMLET_CACHE", str(tmp_path / "cache"))
@@ -99,7 +99,7 @@ def test_own_images_snippet_and_search(tmp_path, monkeypatch, capsys):
     assert space["descriptors"].shape == (len(space["data"].query), 512)
     save_model(space["model"], "model.safetensors")
     for command in [c for c in PYTHON if "hamlet.search" in c]:
-        search.main(shlex.split(command)[3:])
+        main(shlex.split(command)[3:])
     best = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["1"])
     assert best.endswith(("3.jpg", "one.jpg"))
 

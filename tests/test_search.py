@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 
-from hamlet import search
 from hamlet.search import Index
+from hamlet.search import index as search
+from hamlet.search import photos as command
 
 
 def unit_rows(n: int, d: int = 32, seed: int = 0) -> np.ndarray:
@@ -404,16 +406,16 @@ def ranked(capsys) -> list[list[str]]:
 
 
 def test_ones_own_photos_from_the_command_line(weights, photos, capsys):
-    search.main(["build", weights, "photos", "my-index", "--image-size", "64"])
+    command.main(["build", weights, "photos", "my-index", "--image-size", "64"])
     assert "5 images indexed in my-index, 0 left out" in capsys.readouterr().out
     query = ["query", "my-index", weights, "photos/2.PNG", "-k", "2"]
     for size in (["--image-size", "64"], []):  # the size is the index' own
-        search.main([*query, *size])
+        command.main([*query, *size])
         first, second = ranked(capsys)
         assert (first[0], first[2], second[0]) == ("1", "photos/2.PNG", "2")
         assert float(first[1]) == pytest.approx(1, abs=1e-5)
     with pytest.raises(SystemExit, match=r"my-index holds images at 64 px, queries come at 80; use 64"):
-        search.main([*query, "--image-size", "80"])
+        command.main([*query, "--image-size", "80"])
 
 
 def test_an_index_without_image_size_asks_for_it(weights, photos, capsys):
@@ -421,20 +423,20 @@ def test_an_index_without_image_size_asks_for_it(weights, photos, capsys):
     index.add(unit_rows(3, 512), names(3))
     index.save("api")
     with pytest.raises(SystemExit, match="api does not say at what size its images were described; give"):
-        search.main(["query", "api", weights, "photos/2.PNG"])
-    search.main(["query", "api", weights, "photos/2.PNG", "--image-size", "64"])
+        command.main(["query", "api", weights, "photos/2.PNG"])
+    command.main(["query", "api", weights, "photos/2.PNG", "--image-size", "64"])
     assert len(ranked(capsys)) == 3
 
 
 def test_broken_photos_are_left_out_and_named(weights, photos, capsys):
-    search.main(["build", weights, "photos", "whole", "--image-size", "64"])
+    command.main(["build", weights, "photos", "whole", "--image-size", "64"])
     (photos / "a.jpg").write_text("a shopping list")
     (photos / "3b.png").write_bytes((photos / "3.PNG").read_bytes()[:2000])
     (photos / "lost.jpg").symlink_to(photos / "nowhere.jpg")
     (photos / "album.jpg").mkdir()  # no file
     if sys.platform == "linux":
         os.rename(photos / "2.PNG", os.fsencode(photos) + b"/2 \xfc.PNG")  # a name from an older system
-    search.main(["build", weights, "photos", "my-index", "--image-size", "64"])
+    command.main(["build", weights, "photos", "my-index", "--image-size", "64"])
     out = capsys.readouterr().out
     assert "5 images indexed in my-index, 3 left out" in out
     reasons = {"a.jpg": "UnidentifiedImageError", "3b.png": "OSError", "lost.jpg": "FileNotFoundError"}
@@ -450,11 +452,11 @@ def test_broken_photos_are_left_out_and_named(weights, photos, capsys):
 def test_photos_are_decoded_in_chunks(weights, photos, monkeypatch):
     from hamlet import evaluation
 
-    search.main(["build", weights, "photos", "whole", "--image-size", "64"])
+    command.main(["build", weights, "photos", "whole", "--image-size", "64"])
     counts, embed = [], evaluation.embed
-    monkeypatch.setattr(search, "CHUNK", 2)
+    monkeypatch.setattr(command, "CHUNK", 2)
     monkeypatch.setattr(evaluation, "embed", lambda m, x, s: (counts.append(len(x)), embed(m, x, s))[1])
-    search.main(["build", weights, "photos", "parts", "--image-size", "64"])
+    command.main(["build", weights, "photos", "parts", "--image-size", "64"])
     assert counts == [2, 2, 1]
     a, b = (Index.load(folder) for folder in ("whole", "parts"))
     found = [index.query(unit_rows(1, 512), 5) for index in (a, b)]
@@ -462,14 +464,82 @@ def test_photos_are_decoded_in_chunks(weights, photos, monkeypatch):
     np.testing.assert_allclose(found[0]["score"], found[1]["score"], atol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["gem", "sparse"])
+def test_a_stopped_build_goes_on(method, photos, monkeypatch, capsys):
+    from hamlet.models import create_model, save_model
+
+    save_model(create_model(method, backbone="resnet18"), "weights.safetensors")
+    (photos / "4b.jpg").write_text("a shopping list")
+    build = ["build", "weights.safetensors", "photos", "whole", "--image-size", "64"]
+    command.main(build)
+    described, describe = [], command._describe
+
+    def watched(model, files, *rest):
+        if len(described) == 2 and build[3] == "parts":
+            raise KeyboardInterrupt
+        described.append([f.name for f in files])
+        return describe(model, files, *rest)
+
+    monkeypatch.setattr(command, "PART", 2)
+    monkeypatch.setattr(command, "_describe", watched)
+    build[3] = "parts"
+    with pytest.raises(SystemExit, match="the same command goes on from here"):
+        command.main(build)
+    (photos / "2.PNG").write_bytes(
+        (photos / "2.PNG").read_bytes() + b" "
+    )  # the second part is another one now
+    (Path("parts") / ".described" / "0.safetensors").with_suffix(".partial").write_bytes(b"torn")
+    described.append([])
+    command.main(build)
+    assert [*described] == [
+        ["0.PNG", "1.PNG"],
+        ["2.PNG", "3.PNG"],
+        [],
+        ["2.PNG", "3.PNG"],
+        ["4.PNG", "4b.jpg"],
+    ]
+    assert "5 images indexed in parts, 1 left out" in capsys.readouterr().out
+    assert sorted(p.name for p in Path("parts").iterdir()) == sorted(p.name for p in Path("whole").iterdir())
+    a, b = (Index.load(folder) for folder in ("whole", "parts"))
+    pd.testing.assert_frame_equal(a.items, b.items)
+    assert a.kind == ("sparse" if method == "sparse" else "flat")
+    rows = unit_rows(1, a.dimension)
+    found = [x.query(sp.csr_matrix(rows) if method == "sparse" else rows, 5) for x in (a, b)]
+    pd.testing.assert_frame_equal(*found, atol=1e-5)
+
+
+@pytest.mark.parametrize("damage", ["cut", "other model"])
+def test_what_a_stopped_build_stored_is_not_trusted_blindly(damage, weights, photos, monkeypatch):
+    from hamlet.models import create_model, save_model
+
+    monkeypatch.setattr(command, "PART", 2)
+    made = command.Index.save
+    monkeypatch.setattr(command.Index, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    build = ["build", weights, "photos", "my-index", "--image-size", "64"]
+    with pytest.raises(SystemExit):
+        command.main(build)
+    monkeypatch.setattr(command.Index, "save", made)
+    if damage == "cut":
+        part = Path("my-index/.described/1.safetensors")
+        part.write_bytes(part.read_bytes()[:-100])
+    else:
+        torch.manual_seed(1)
+        save_model(create_model("gem", backbone="resnet18"), "other.safetensors")
+        build[1] = "other.safetensors"
+    command.main(build)
+    command.main([*build[:3], "whole", *build[4:]])
+    found = [Index.load(folder).query(unit_rows(1, 512), 5) for folder in ("my-index", "whole")]
+    pd.testing.assert_frame_equal(*found)
+
+
 def test_sparse_models_from_the_command_line(photos, capsys):
     from hamlet.models import create_model, save_model
 
     save_model(create_model("sparse", backbone="resnet18"), "sparse.safetensors")
     with pytest.raises(SystemExit, match="--kind hnsw does not fit a sparse model; give sparse"):
-        search.main(["build", "sparse.safetensors", "photos", "my-index", "--kind", "hnsw"])
-    search.main(["build", "sparse.safetensors", "photos", "my-index", "--image-size", "64"])
-    search.main(["query", "my-index", "sparse.safetensors", "photos/4.PNG", "-k", "1"])
+        command.main(["build", "sparse.safetensors", "photos", "my-index", "--kind", "hnsw"])
+    command.main(["build", "sparse.safetensors", "photos", "my-index", "--image-size", "64"])
+    command.main(["query", "my-index", "sparse.safetensors", "photos/4.PNG", "-k", "1"])
     assert ranked(capsys)[0][2] == "photos/4.PNG"
 
 
@@ -498,15 +568,15 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("command", "message"), MISTAKES.items())
-def test_mistakes_end_with_one_line(command, message, weights, photos, capsys):
+@pytest.mark.parametrize(("words", "message"), MISTAKES.items())
+def test_mistakes_end_with_one_line(words, message, weights, photos, capsys):
     Path("words").mkdir()
     Path("words/a.jpg").write_text("a shopping list")
     Index("flat", 512, search.model_hash(weights), image_size=64).save("old")
     Path("torn").mkdir()
     Path("torn/manifest.json").write_text("{")
     with pytest.raises(SystemExit) as stopped:
-        search.main(command.replace("WEIGHTS", weights).split())
+        command.main(words.replace("WEIGHTS", weights).split())
     said = capsys.readouterr().err.splitlines()[-1] if stopped.value.code == 2 else stopped.value.code
     assert isinstance(said, str)  # Python prints it and exits with 1
     assert "\n" not in said

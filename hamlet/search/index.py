@@ -4,19 +4,14 @@ Dense kinds are faiss indexes (Johnson, Douze, Jegou, "Billion-scale similarity 
 Big Data 2021): ``flat`` is exact; ``ivfpq`` inverts cells and stores product-quantised residuals; ``hnsw`` is a
 navigable graph (Malkov, Yashunin, TPAMI 2020). ``sparse`` keeps a posting list per code, for SPARSE, and never
 densifies.
-
-    python -m hamlet.search build model.safetensors photos/ my-index --image-size 80
-    python -m hamlet.search query my-index model.safetensors photo.jpg  # at the size that the index was built with
 """
 
-import argparse
 import hashlib
 import json
 import os
 import re
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral
 from pathlib import Path
 
@@ -25,13 +20,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
-from tqdm import tqdm
 
 KINDS = ("flat", "ivfpq", "hnsw", "sparse")
 GPU_LIMIT = 2048  # faiss' limit on a card, for neighbours and for visited cells
-CHUNK = 64  # images decoded and described at a time: one batch of the model
-SMALLEST = 64  # pixels a side that the models take
 MANIFEST = "manifest.json"
+DESCRIBED = ".described"  # folder of the descriptors of a build that did not end
 OWN = re.compile(r"items-\d+\.parquet|index-\d+\.bin|\.manifest\.json\.\d+")
 FIELDS = {
     "version": int, "kind": str, "dimension": int, "model": str, "next_id": int, "removed": list, "options": dict,
@@ -47,7 +40,7 @@ def model_hash(weights: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _whole(name: str, value: int, least: int) -> int:
+def whole(name: str, value: int, least: int) -> int:
     """Refused here, where there is a name for it: some values would end the interpreter inside faiss."""
     if not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
@@ -70,14 +63,14 @@ class Index:
     ):  # fmt: skip
         if kind not in KINDS:
             raise ValueError(f"unknown kind of index {kind!r}; valid: {', '.join(KINDS)}")
-        self.kind, self.dimension, self.model = kind, _whole("dimension", dimension, 1), model
-        self.image_size = None if image_size is None else _whole("image_size", image_size, 1)
+        self.kind, self.dimension, self.model = kind, whole("dimension", dimension, 1), model
+        self.image_size = None if image_size is None else whole("image_size", image_size, 1)
         self.options = {
-            "clusters": None if clusters is None else _whole("clusters", clusters, 1),
-            "sub_quantisers": _whole("sub_quantisers", sub_quantisers, 1),
-            "probes": _whole("probes", probes, 1),
-            "links": _whole("links", links, 2),
-            "effort": _whole("effort", effort, 1),
+            "clusters": None if clusters is None else whole("clusters", clusters, 1),
+            "sub_quantisers": whole("sub_quantisers", sub_quantisers, 1),
+            "probes": whole("probes", probes, 1),
+            "links": whole("links", links, 2),
+            "effort": whole("effort", effort, 1),
         }
         if kind == "ivfpq" and dimension % sub_quantisers:
             raise ValueError(f"ivfpq: {sub_quantisers} sub-quantisers do not divide {dimension} dimensions")
@@ -169,7 +162,7 @@ class Index:
     def query(self, descriptors: np.ndarray | sp.spmatrix, k: int = 10) -> pd.DataFrame:
         """The k best images of every query: a frame with query, rank (from 1), id, path, score, best first."""
         rows = self._checked(descriptors)
-        k = min(_whole("k", k, 1), len(self))
+        k = min(whole("k", k, 1), len(self))
         scores, ids = self._search(rows, k) if k else (np.zeros((rows.shape[0], 0)),) * 2
         found = pd.DataFrame(
             {
@@ -237,7 +230,7 @@ class Index:
         """Write the index to a folder. The manifest is replaced last, when the disk holds what it names: a save that
         is cut off leaves the old index, and the next save clears its remains away."""
         folder = Path(folder)
-        version = _next_version(folder)
+        version = next_version(folder)
         items, data = folder / f"items-{version}.parquet", folder / f"index-{version}.bin"
         self.items.to_parquet(items, index=False)
         if self.kind == "sparse":
@@ -316,14 +309,16 @@ def _manifest(folder: Path) -> dict:
     return manifest
 
 
-def _next_version(folder: Path) -> int:
+def next_version(folder: Path) -> int:
     """Make ``folder`` ready for a save. Only an index, or what an interrupted save left, may lie there already."""
     if folder.is_file():
         raise FileExistsError(f"{folder} is a file; choose an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / MANIFEST).exists():
         return _manifest(folder)["version"] + 1
-    if others := sorted(p.name for p in folder.iterdir() if not OWN.fullmatch(p.name)):
+    if others := sorted(
+        p.name for p in folder.iterdir() if not OWN.fullmatch(p.name) and p.name != DESCRIBED
+    ):
         raise FileExistsError(f"{folder} holds other files ({others[0]}); choose an empty folder")
     return 1
 
@@ -335,87 +330,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _describe(model, files: list[Path], image_size: int):
-    """-> descriptors of the files that decode, in order, and {file: reason} of the others."""
-    from hamlet.data.cache import _try_decode
-    from hamlet.evaluation import embed
-
-    rows, broken = [], {}
-    bar = tqdm(total=len(files), desc="describing", unit="image", disable=None, delay=1)
-    with bar, ThreadPoolExecutor() as pool:
-        for start in range(0, len(files), CHUNK):
-            part = files[start : start + CHUNK]
-            results = list(pool.map(_try_decode, part, [image_size] * len(part)))
-            broken |= {f: r for f, r in zip(part, results, strict=True) if isinstance(r, str)}
-            if images := [r for r in results if not isinstance(r, str)]:
-                rows.append(embed(model, np.stack(images), image_size))
-            bar.update(len(part))
-    if not rows:
-        why = f"{files[0]}: {broken[files[0]]}"
-        raise ValueError(f"none of {len(files)} image(s) decodes ({why}); give photos that open in a viewer")
-    return sp.vstack(rows, format="csr") if sp.issparse(rows[0]) else np.concatenate(rows), broken
-
-
-def _build(weights: Path, images: Path, index: Path, kind: str | None, image_size: int) -> None:
-    from hamlet.models import load_model
-
-    kinds = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-    files = sorted(p for p in images.rglob("*") if p.suffix.lower() in kinds and not p.is_dir())
-    if not files:
-        raise ValueError(f"no image below {images}; expected files ending in {', '.join(sorted(kinds))}")
-    model = load_model(weights)
-    valid = ("sparse",) if model.method == "sparse" else KINDS[:-1]
-    if kind not in (None, *valid):
-        raise ValueError(f"--kind {kind} does not fit a {model.method} model; give {', '.join(valid)}")
-    made = Index(kind or valid[0], model.embedding_dim, model_hash(weights), image_size=image_size)
-    _next_version(index)  # a folder that cannot take the index is refused before the work
-    rows, broken = _describe(model, files, image_size)
-    shown = {f: os.fsencode(f).decode(errors="replace") for f in files}  # a name need not be UTF-8
-    made.add(rows, [shown[f] for f in files if f not in broken])
-    made.save(index)
-    for file, reason in broken.items():
-        print(f"left out: {shown[file]} ({reason})")
-    print(f"{len(made)} images indexed in {index}, {len(broken)} left out")
-
-
-def _query(index: Path, weights: Path, image: Path, k: int, image_size: int | None) -> None:
-    from hamlet.models import load_model
-
-    if not image.is_file():
-        raise FileNotFoundError(f"no image at {image}; expected the path of a photo")
-    made = Index.load(index, model_hash(weights), image_size)
-    image_size = image_size or made.image_size
-    if image_size is None:
-        raise ValueError(f"{index} does not say at what size its images were described; give --image-size")
-    rows, _ = _describe(load_model(weights), [image], image_size)
-    print(made.query(rows, k)[["rank", "score", "path"]].to_string(index=False))
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m hamlet.search", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(required=True)
-    build = commands.add_parser("build", help="index all images below a folder")
-    query = commands.add_parser("query", help="find the images nearest to one")
-    for command, names in ((build, ("weights", "images", "index")), (query, ("index", "weights", "image"))):
-        for name in names:
-            command.add_argument(name, type=Path)
-    build.add_argument("--kind", choices=KINDS, help="default: flat, or sparse for SPARSE")
-    build.add_argument("--image-size", type=int, default=224, help="pixels that the model sees; default: 224")
-    query.add_argument("-k", type=int, default=10, help="how many; default: 10")
-    query.add_argument("--image-size", type=int, help="default: the size that the index was built with")
-    build.set_defaults(run=_build)
-    query.set_defaults(run=_query)
-    given = vars(parser.parse_args(arguments))
-    try:
-        if given["image_size"] is not None:
-            _whole("--image-size", given["image_size"], SMALLEST)
-        _whole("-k", given.get("k", 1), 1)
-        given.pop("run")(**given)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"python -m hamlet.search: {error}") from error
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,3 @@
+from .photos import main
+
+main()
