@@ -6,7 +6,6 @@ are what ``hamlet.report`` loads and verifies, and the per-query values of each 
 in the table, never a number.
 """
 
-import ast
 import contextlib
 import hashlib
 from dataclasses import dataclass, field
@@ -16,9 +15,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from hamlet import report
+from hamlet import report, workflow
 from hamlet import statistics as st
-from hamlet.paper import Paper, parse, tolerance
+from hamlet.paper import Paper, atoms, tolerance
 
 ALPHA = 0.05
 PER_QUERY = ("AP", "P@1", "P@5", "P@10")
@@ -69,37 +68,6 @@ def _per_query(path: Path, protocol: str) -> pd.DataFrame:
     if frame.empty or not np.isfinite(frame[list(PER_QUERY)]).all(axis=None):
         raise ValueError(f"{path}: protocol {protocol!r} is absent or holds values that are not finite")
     return frame
-
-
-def atoms(formula: str, groups: dict[str, list[str]]) -> list[str]:
-    """The parts of a formula that must all hold: ``and``, chains, max(...) and min(...) written out; an ``or``
-    or an arithmetic formula is one part.
-    """
-    node = parse(formula)
-    if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
-        return [atom for part in node.values for atom in atoms(ast.unparse(part), groups)]
-    if not isinstance(node, ast.Compare):
-        return [ast.unparse(node)]
-    found = []
-    for left, op, right in zip([node.left, *node.comparators], node.ops, node.comparators, strict=False):
-        sign, least, most = (">", "min", "max") if isinstance(op, ast.Gt) else ("<", "max", "min")
-        seconds = _written_out(right, most, groups)
-        found += [
-            f"{first} {sign} {second}" for first in _written_out(left, least, groups) for second in seconds
-        ]
-    return found
-
-
-def _written_out(node: ast.expr, function: str, groups: dict[str, list[str]]) -> list[str]:
-    if not (isinstance(node, ast.Call) and node.func.id == function):
-        return [ast.unparse(node)]
-    texts = []
-    for part in node.args:
-        if isinstance(part, ast.Subscript) and part.slice.id in groups:
-            texts += [f"{part.value.id}[{model}]" for model in groups[part.slice.id]]
-        else:
-            texts += _written_out(part, function, groups)
-    return texts
 
 
 class Replicates:
@@ -297,6 +265,37 @@ def comparisons(profile: str, dataset: str, *, resamples: int = 10_000, seed: in
     table = pd.DataFrame(rows).reindex(columns=[*order.split(), "improvement", "seeds", "queries", "reason"])
     table.insert(table.columns.get_loc("p") + 1, "p_holm", st.holm(table["p"]))
     return table
+
+
+def improvement(profile: str, *, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
+    """Probability of improvement over data sets (Agarwal et al. 2021) of the pairs that ``comparisons`` has.
+
+    Every data set of the profile counts on which both configurations have two seeds; one row of strings a pair.
+    """
+    paper, stored, refused, rows = Paper(), {}, [], []
+    for dataset in workflow.stored_datasets(profile):
+        try:
+            stored[dataset] = load_measured(profile, dataset).values
+        except ValueError:  # another data set's damage: its own build explains it
+            refused.append(f"{dataset} left out: its results do not verify")
+    for names in _pairs(paper):
+        pair = [paper.models[name]["run"] for name in names]
+        sides = {
+            d: [v[run][:, :, 0].mean(axis=1) for run in pair] for d, v in stored.items() if {*pair} <= {*v}
+        }
+        several = {d: ab for d, ab in sides.items() if min(map(len, ab)) > 1}
+        row = dict(zip(("First", "Second"), (paper.models[name]["label"] for name in names), strict=True))
+        row |= {"P(improvement)": "", "95%, seeds": "", "Data sets (seeds)": ""}
+        if several:
+            found = st.probability_of_improvement(
+                *zip(*several.values(), strict=True), resamples=resamples, seed=seed
+            )
+            row["P(improvement)"] = f"{found.estimate:.2f}"
+            row["95%, seeds"] = f"[{found.low:.2f}, {found.high:.2f}]"
+            counts = [f"{d} ({len(a)}/{len(b)})" for d, (a, b) in several.items()]
+            row["Data sets (seeds)"] = ", ".join(counts + refused)
+        rows.append(row | {"Why empty": "" if several else "needs two seeds of both on a data set"})
+    return pd.DataFrame(rows)
 
 
 def printed(table: pd.DataFrame) -> pd.DataFrame:

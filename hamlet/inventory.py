@@ -75,7 +75,13 @@ def note(runs: list[Run]) -> None:
             content = json.dumps([c["source"] for c in cells if c["cell_type"] == "code"]).encode()
         sources[path.name] = hashlib.sha256(content).hexdigest()
     names = sorted({str(run) for run in [*workflow.stored_runs(profile, dataset), *runs]})
-    text = json.dumps({"runs": names, "sources": sources}, indent=1)
+    rest = [name for name in workflow.stored_datasets(profile) if name != dataset]
+    others = [run for name in rest for run in workflow.stored_runs(profile, name)]
+    elsewhere = {  # the probability of improvement is over all data sets
+        f"{run.dataset} {run}": hashlib.sha256((run.folder / "result.json").read_bytes()).hexdigest()
+        for run in others
+    }
+    text = json.dumps({"runs": names, "elsewhere": elsewhere, "sources": sources}, indent=1)
     path = listing(profile, dataset)
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = path.with_suffix(".building")

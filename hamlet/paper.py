@@ -192,6 +192,37 @@ def parse(formula: str) -> ast.expr:
     return tree
 
 
+def atoms(formula: str, groups: dict[str, list[str]]) -> list[str]:
+    """The parts of a formula that must all hold: ``and``, chains, max(...) and min(...) written out; an ``or``
+    or an arithmetic formula is one part.
+    """
+    node = parse(formula)
+    if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
+        return [atom for part in node.values for atom in atoms(ast.unparse(part), groups)]
+    if not isinstance(node, ast.Compare):
+        return [ast.unparse(node)]
+    found = []
+    for left, op, right in zip([node.left, *node.comparators], node.ops, node.comparators, strict=False):
+        sign, least, most = (">", "min", "max") if isinstance(op, ast.Gt) else ("<", "max", "min")
+        seconds = _written_out(right, most, groups)
+        found += [
+            f"{first} {sign} {second}" for first in _written_out(left, least, groups) for second in seconds
+        ]
+    return found
+
+
+def _written_out(node: ast.expr, function: str, groups: dict[str, list[str]]) -> list[str]:
+    if not (isinstance(node, ast.Call) and node.func.id == function):
+        return [ast.unparse(node)]
+    texts = []
+    for part in node.args:
+        if isinstance(part, ast.Subscript) and part.slice.id in groups:
+            texts += [f"{part.value.id}[{model}]" for model in groups[part.slice.id]]
+        else:
+            texts += _written_out(part, function, groups)
+    return texts
+
+
 def _nodes(node: ast.expr) -> Iterator[ast.expr]:
     yield node
     if isinstance(node, ast.Subscript):

@@ -244,6 +244,12 @@ def stored_runs(profile: str, dataset: str) -> list[Run]:
     return sorted(found)
 
 
+def stored_datasets(profile: str) -> list[str]:
+    """The data sets with results on disk, by name."""
+    folders = paths.results_dir(profile, "any").parent.glob("[!.]*")
+    return sorted(folder.name for folder in folders if stored_runs(profile, folder.name))
+
+
 def stamp(profile: str, dataset: str) -> Path:
     """Written by ``python -m hamlet.run prepare`` when the cache is complete: {"dataset_hash": ...}.
 

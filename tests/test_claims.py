@@ -254,6 +254,27 @@ def test_one_seed_says_nothing_about_improvement(tmp_path, monkeypatch):
     assert claims.printed(frame).set_index("Second").at["MACE_ResNet18", "P(improvement)"] == ""
 
 
+def test_improvement_is_averaged_over_data_sets(tmp_path, monkeypatch):
+    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
+    for dataset, mace in (("made", 0.9), ("other", 0.1), ("single", 0.9)):
+        for run, level in (("hamlet_resnet18", 0.5), ("mace_resnet18", mace)):
+            for seed in range(1 if dataset == "single" else 3):
+                write_run(paths.results_dir("quick", dataset), run, level, seed)
+    row = claims.improvement("quick").set_index(["First", "Second"]).loc[("HAMLET_ResNet18", "MACE_ResNet18")]
+    assert row.tolist() == [
+        "0.50",
+        "[0.50, 0.50]",
+        "made (3/3), other (3/3)",
+        "",
+    ]  # wins on one, loses on the other
+    (paths.results_dir("quick", "other") / "mace_resnet18" / "seed1" / "per_query.parquet").write_bytes(b"")
+    row = claims.improvement("quick").iloc[3]
+    assert row["Data sets (seeds)"] == "made (3/3), other left out: its results do not verify"
+    assert row["P(improvement)"] == "0.00"
+    rest = claims.improvement("quick").iloc[0]
+    assert rest["P(improvement)"] == "" and "two seeds" in rest["Why empty"]
+
+
 def test_memory_that_was_measured_once_has_no_verdict(tmp_path, monkeypatch):
     monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
     root = paths.results_dir("quick", "made")
