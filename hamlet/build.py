@@ -71,6 +71,10 @@ class Build:
         self.rejected = {run: why for run in there if (why := workflow.check_result(run, known))}
         self.kept = [run for run in there if run not in self.rejected]
         self.to_make = [run for run in self.runs if run not in self.kept]
+        # tables hold every stored run, asked for or not, so the others must answer to the profile too
+        also = [run for run in workflow.stored_runs(self.profile, self.dataset) if run not in self.runs]
+        self.outdated = {run: why for run in also if (why := workflow.check_result(run, known))}
+        self.also = [run for run in also if run not in self.outdated]
         names = {run.run_name for run in self.runs}
         self.efficiency_fault = inventory.check_efficiency(self.profile, self.dataset, names)
         stored = [run for run in workflow.stored_runs(self.profile, self.dataset) if run not in self.to_make]
@@ -105,6 +109,10 @@ class Build:
         print(f"  there and verified  {len(self.kept)}")
         for run, why in self.rejected.items():
             print(f"  rejected            {run}: {why}; it will be set aside and made again")
+        for run, why in self.outdated.items():
+            print(f"  rejected            {run}: {why}; it will be set aside, and is not asked for now")
+        if self.also:
+            print(f"  in the tables too   {len(self.also)} stored runs of other seeds or configurations")
         if self.efficiency_fault:
             print(f"  efficiency          to be measured: {self.efficiency_fault}")
         print(f"  to make             {len(self.to_make)}, {jobs} at a time")
@@ -125,11 +133,11 @@ class Build:
 
     def clear(self) -> None:
         """Move what may not be used out of the way."""
-        for run in self.rejected:
+        for run in [*self.rejected, *self.outdated]:
             print(f"set aside: {run} -> {shown(set_aside(run.folder, 'rejected'))}")
         if self.efficiency_fault and occupied(self.base / "efficiency"):
             print(f"set aside: efficiency -> {shown(set_aside(self.base / 'efficiency', 'rejected'))}")
-        self.rejected = {}
+        self.rejected, self.outdated = {}, {}
 
     def environment(self) -> dict[str, str]:
         path = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))

@@ -240,6 +240,7 @@ def test_what_is_there_stays_and_what_was_tampered_with_is_made_again(project):
     shutil.rmtree(project / "tables")
     shutil.rmtree(project / "figures")
     text.write_text(text.read_text().replace("0.17", "0.99"))
+    shutil.copytree(plain.parent, plain.parent.with_name("seed5"))  # not asked for, but in the tables
     edited = run_all(project, "smoke", *TWO)
     assert edited.returncode == 0
     assert "rejected            gem_resnet18-text seed0: result.json was changed" in edited.stdout
@@ -247,6 +248,10 @@ def test_what_is_there_stays_and_what_was_tampered_with_is_made_again(project):
     aside = project / "results" / "smoke" / "scenes" / "aside"
     assert "0.99" in (aside / "gem_resnet18-text" / "seed0.rejected-1" / "result.json").read_text()
     assert plain.read_text() == made and table.read_text() == content
+    assert "rejected            gem_resnet18 seed5: it is the result of another run" in edited.stdout
+    assert (aside / "gem_resnet18" / "seed5.rejected-1" / "result.json").read_text() == made
+    other = run_all(project, "smoke", "--models", "gem_resnet18", "--dry-run")
+    assert "in the tables too   1 stored runs of other seeds or configurations" in other.stdout
 
     shutil.rmtree(text.parent.parent)
     fresh = run_all(project, "smoke", "--models", "gem_resnet18", "--fresh")
