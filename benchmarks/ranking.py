@@ -10,6 +10,11 @@ imports, compilation and thread start-up lie outside; then come the timed repeat
 that process's peak resident memory above its peak before the first timed run. CPU seconds are of all threads
 of the process: they stay comparable on a busy machine, wall seconds do not. "product" is the bare float32
 matrix product in blocks of 128 rows into one reused buffer, the fastest form that was found.
+
+    python benchmarks/ranking.py --device cuda --peers hamlet product pytorch-metric-learning torchmetrics OML
+
+There the vectors lie on the card, the product takes blocks of 2,048 rows in full float32, wall seconds are
+compared (the card's work ended), and "extra MB" is the card's memory.
 """
 
 import argparse
@@ -69,6 +74,14 @@ def run_product(q, ql, g, gl, threads):
     import numpy as np
 
     g = q if g is None else g
+    if not isinstance(q, np.ndarray):
+        import torch
+
+        torch.set_float32_matmul_precision("highest")
+        for a in range(0, len(q), 2048):
+            for b in range(0, len(g), 32768):
+                q[a : a + 2048] @ g[b : b + 32768].T
+        return float("nan")
     out = np.empty((128, min(len(g), 16384)), np.float32)
     for b in range(0, len(g), 16384):
         for a in range(0, len(q), 128):
@@ -85,7 +98,7 @@ def run_pml(q, ql, g, gl, threads):
 
     knn = CustomKNN(DotProductSimilarity(normalize_embeddings=False))
     calculator = AccuracyCalculator(include=("mean_average_precision",), k=None, knn_func=knn)
-    arrays = [torch.from_numpy(x) for x in ((q, ql) if g is None else (q, ql, g, gl))]
+    arrays = [torch.as_tensor(x) for x in ((q, ql) if g is None else (q, ql, g, gl))]
     return calculator.get_accuracy(*arrays)["mean_average_precision"]
 
 
@@ -93,12 +106,12 @@ def run_oml(q, ql, g, gl, threads):
     import torch
     from oml.functional.metrics import calc_map
 
-    labels = torch.from_numpy(ql)
-    score = torch.from_numpy(q) @ torch.from_numpy(q if g is None else g).T
+    labels = torch.as_tensor(ql)
+    score = torch.as_tensor(q) @ torch.as_tensor(q if g is None else g).T
     if g is None:
         score.fill_diagonal_(-torch.inf)
     order = score.argsort(dim=1, descending=True)
-    hits = (labels if g is None else torch.from_numpy(gl))[order] == labels[:, None]
+    hits = (labels if g is None else torch.as_tensor(gl))[order] == labels[:, None]
     if g is None:
         hits = hits[:, :-1]
     counts = hits.sum(1)
@@ -109,12 +122,12 @@ def run_torchmetrics(q, ql, g, gl, threads):
     import torch
     from torchmetrics.retrieval import RetrievalMAP
 
-    labels, score = torch.from_numpy(ql), torch.from_numpy(q) @ torch.from_numpy(q if g is None else g).T
-    target = labels[:, None] == (labels if g is None else torch.from_numpy(gl))
-    index = torch.arange(len(q))[:, None].expand_as(score)
+    labels, score = torch.as_tensor(ql), torch.as_tensor(q) @ torch.as_tensor(q if g is None else g).T
+    target, device = labels[:, None] == (labels if g is None else torch.as_tensor(gl)), score.device
+    index = torch.arange(len(q), device=device)[:, None].expand_as(score)
     score += 2  # 1.9 counts positives of score <= 0 as irrelevant
-    keep = ~torch.eye(len(q), dtype=torch.bool) if g is None else torch.ones_like(target)
-    metric = RetrievalMAP(empty_target_action="skip")
+    keep = ~torch.eye(len(q), dtype=torch.bool, device=device) if g is None else torch.ones_like(target)
+    metric = RetrievalMAP(empty_target_action="skip").to(device)
     return float(metric(score[keep], target[keep], indexes=index[keep]))
 
 
@@ -197,25 +210,39 @@ def worker(a) -> None:
     data = problem(a.size, a.queries, a.dimensions, a.classes)
     run = RUN[a.worker]
     small = problem(300, 30 if a.queries else 0, a.dimensions, 10)
+    wait, card = (lambda: None), a.device == "cuda"
+    if card:
+        data, small = ([None if x is None else torch.from_numpy(x).cuda() for x in d] for d in (data, small))
+        wait = torch.cuda.synchronize
     run(*small, a.threads)
+    wait()
+    if card:
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
     with Peak() as memory:  # a run of its own: looking at memory costs time
         value = run(*data, a.threads)
+        wait()
+    if card:
+        memory.extra = (torch.cuda.max_memory_allocated() - held) / 2**20
     wall, cpu = [], []
     for _ in range(a.repeats):
         t, c = time.perf_counter(), time.process_time()
         run(*data, a.threads)
+        wait()
         wall.append(time.perf_counter() - t)
         cpu.append(time.process_time() - c)
     result = {"wall": statistics.median(wall), "cpu": statistics.median(cpu), "memory": memory.extra}
-    print(json.dumps(result | {"map": value}))
+    print(json.dumps(result | {"map": float(value)}))
 
 
 def measure(name: str, a) -> dict:
     """The worker's answer for one peer, or the reason why there is none."""
     if importlib.util.find_spec(PEERS[name]) is None:
         return {"note": f"not installed: {HOW.get(name, 'pip install ' + name)}"}
+    if a.device == "cuda" and name in ("scikit-learn", "faiss"):
+        return {"note": "no full ranking on a card"}
     command = [sys.executable, __file__, "--worker", name]
-    for option in ("size", "queries", "dimensions", "classes", "threads", "repeats"):
+    for option in ("size", "queries", "dimensions", "classes", "threads", "repeats", "device"):
         command += [f"--{option}", str(getattr(a, option))]
     root = str(Path(__file__).resolve().parents[1])
     limits = {k: str(a.threads) for k in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -266,6 +293,7 @@ def main() -> None:
     parser.add_argument("--dimensions", type=int, default=128)
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--timeout", type=float, default=600, help="seconds per peer")
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS))
@@ -279,10 +307,17 @@ def main() -> None:
         worker(a)
         return
     import pandas as pd
+    import torch
 
+    if a.device == "cuda" and not torch.cuda.is_available():
+        parser.error(
+            "--device cuda: torch finds no NVIDIA GPU here; leave the option out to measure on the CPU"
+        )
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from hamlet.report import write_table
 
+    if a.growth and a.device == "cuda":
+        parser.error("--growth counts CPU time; leave --device out")
     if a.growth:
         table = growth(a)
         print(table.to_markdown(index=False, disable_numparse=True))
@@ -295,14 +330,15 @@ def main() -> None:
             write_table(table, a.output, caption)
         return
     rows = {name: measure(name, a) for name in dict.fromkeys(["product", "hamlet", *a.peers])}
-    product, ours = rows["product"].get("cpu"), rows["hamlet"].get("map")
+    clock = "wall" if a.device == "cuda" else "cpu"  # a card's work takes no CPU seconds
+    product, ours = rows["product"].get(clock), rows["hamlet"].get("map")
     kind = f"{a.queries} queries" if a.queries else "leave-one-out"
     print(
         f"{a.size} vectors, {kind}, {a.dimensions} dimensions, {a.classes} classes, {a.threads} thread(s)\n"
     )
     table = []
     for name, r in rows.items():
-        ratio = r["cpu"] / product if "cpu" in r and product else None
+        ratio = r[clock] / product if clock in r and product else None
         value = r.get("map") if r.get("map") == r.get("map") else None
         difference = value - ours if value is not None and ours is not None else None
         numbers = (ratio, r.get("cpu"), r.get("wall"), r.get("memory"), value, difference)
@@ -310,11 +346,14 @@ def main() -> None:
         cells = ["" if x is None else f.format(x) for f, x in zip(forms, numbers, strict=True)]
         table.append([name, *cells, r.get("note", "")])
     table = pd.DataFrame(table, columns=COLUMNS)
+    if a.device == "cuda":
+        table = table.rename(columns={COLUMNS[1]: "wall / matrix product"})
     print(table.to_markdown(index=False, disable_numparse=True))
     if a.output:
+        where = torch.cuda.get_device_name() if a.device == "cuda" else f"{a.threads} thread(s)"
         caption = (
             f"Exact mAP of {a.size:,} vectors ({kind}, {a.dimensions} dimensions, {a.classes} classes) on "
-            f"{a.threads} thread(s): medians of {a.repeats} runs, each method in a process of its own. Read the "
+            f"{where}: medians of {a.repeats} runs, each method in a process of its own. Read the "
             "ratios: the seconds belong to one machine on one day."
         )
         write_table(table, a.output, caption)

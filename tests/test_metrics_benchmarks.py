@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -27,6 +28,23 @@ def test_peers_agree_where_there_are_no_ties(peer, queries):
     pytest.importorskip(ranking.PEERS[peer])
     data = ranking.problem(150, queries, 16, 5)
     assert ranking.RUN[peer](*data, 1) == pytest.approx(ranking.run_hamlet(*data, 1), abs=2e-6)
+
+
+@pytest.mark.parametrize("peer", ["hamlet", "product", "pytorch-metric-learning", "OML", "torchmetrics"])
+def test_what_runs_on_a_card_takes_tensors(peer):
+    """The code of ``--device cuda``, on tensors that lie in ordinary memory."""
+    pytest.importorskip(ranking.PEERS[peer])
+    data = ranking.problem(150, 12, 16, 5)
+    value = ranking.RUN[peer](*map(torch.from_numpy, data), 1)
+    assert value == pytest.approx(ranking.RUN[peer](*data, 1), abs=1e-6, nan_ok=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="an NVIDIA GPU is there")
+def test_without_a_card_the_option_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["ranking.py", "--device", "cuda"])
+    with pytest.raises(SystemExit):
+        ranking.main()
+    assert "torch finds no NVIDIA GPU" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("case", differences.CASES, ids=lambda case: case[0])
