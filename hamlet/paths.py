@@ -1,10 +1,14 @@
 """Where things lie: one module, anchored on the package, so that no caller's working directory matters.
 
 ``HAMLET_OUTPUT`` moves results/, tables/ and figures/ (tests use it); ``HAMLET_CACHE`` moves decoded
-images and caption embeddings; ``HAMLET_DATA`` names the folder that holds data sets.
+images and caption embeddings; ``HAMLET_DATA`` names the folder that holds data sets. ``replacing`` is how
+every file is written, ``sha256`` how one is recognised.
 """
 
+import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +38,23 @@ def figures_dir(profile: str, dataset: str) -> Path:
 def cache_dir() -> Path:
     """Folder of everything that can be computed again; never committed."""
     return Path(os.environ.get("HAMLET_CACHE") or ROOT / "data" / "cache").resolve()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path``, renamed to it at the end of the block: no reader meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def data_roots(root: str | Path | None = None) -> list[Path]:

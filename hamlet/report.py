@@ -5,9 +5,7 @@ number comes from a result whose digest and file hashes hold; a reported one is 
 """
 
 import functools
-import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -43,10 +41,8 @@ class ResultError(ValueError):
 
 def write_atomically(path: Path, content: bytes) -> Path:
     """Write beside ``path`` and rename, so that no reader ever meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    with paths.replacing(path) as partial:
+        partial.write_bytes(content)
     return path
 
 
@@ -63,7 +59,7 @@ def read_verified(path: Path) -> dict:
         file = path.parent / name
         if not file.is_file():
             raise ResultError(f"{file} is listed in {path.name} and missing: {way_out}")
-        if hashlib.sha256(file.read_bytes()).hexdigest() != expected:
+        if paths.sha256(file) != expected:
             raise ResultError(f"{file} does not match the hash in {path.name}: {way_out}")
     return content
 

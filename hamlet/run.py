@@ -112,7 +112,7 @@ def provenance(device: str) -> dict:
     return {
         "commit": commit,
         "dirty": None if commit is None else bool(changed),
-        "lock_sha256": hashlib.sha256(paths.LOCK.read_bytes()).hexdigest(),
+        "lock_sha256": paths.sha256(paths.LOCK),
         "code_sha256": code_hash(),
         "versions": {name: metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
@@ -174,7 +174,7 @@ def store(job: Job, data, model, untrained, trained, evaluation) -> Path:
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         },
         "excluded": len(data.excluded),
-        "files": {n: hashlib.sha256((job.folder / n).read_bytes()).hexdigest() for n in listed},
+        "files": {n: paths.sha256(job.folder / n) for n in listed},
     }
     record = json.loads(json.dumps(record, allow_nan=False))
     write_json(job.folder / "result.json", record | {"digest": workflow.digest(record)})
@@ -190,11 +190,9 @@ def _process_start() -> float:
 
 def write_json(path: Path, record: dict) -> None:
     """Write a record whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(
-        json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    partial.replace(path)
+    text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    with paths.replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def execute(name: str, output: Path, parameters: dict) -> None:

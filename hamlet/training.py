@@ -30,6 +30,7 @@ from hamlet.data import RetrievalDataset, Split
 from hamlet.distillation import alignment, encode_text, language_guidance
 from hamlet.evaluation import IMAGENET_MEAN, IMAGENET_STD, evaluate
 from hamlet.models import RetrievalModel, create_model
+from hamlet.paths import replacing
 from hamlet.workflow import Run
 
 CLIP_NORM = 5.0  # far above a healthy step's gradient norm; it only stops a single bad batch
@@ -337,11 +338,9 @@ class Trainer:
         facts["schedule"] = self.schedule.state_dict()
         # the schedule moves the learning rate and the momentum of every group
         facts["groups"] = [{k: g[k] for k in ("lr", "betas")} for g in self.optimizer.param_groups]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self._checkpoint.with_suffix(f".{os.getpid()}.partial")
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        save_file(tensors, partial, metadata={"hamlet": json.dumps(facts)})
-        partial.replace(self._checkpoint)
+        with replacing(self._checkpoint) as partial:
+            save_file(tensors, partial, metadata={"hamlet": json.dumps(facts)})
 
     def _resume(self) -> None:
         if not self._checkpoint.is_file():

@@ -223,7 +223,7 @@ def check_result(run: Run, dataset_hash: str | None = None) -> str | None:
             pairs = ", ".join(f"{k} {stored.get(k)!r} -> {asked.get(k)!r}" for k in changed)
             return f"the profile asks for other parameters now: {pairs}"
         for name, expected in record["files"].items():
-            if hashlib.sha256((run.folder / name).read_bytes()).hexdigest() != expected:
+            if paths.sha256(run.folder / name) != expected:
                 return f"{name} was changed after the run: its sha256 does not match"
         if dataset_hash and record["provenance"]["dataset_hash"] != dataset_hash:
             return "the data set has changed since: its content hash differs"

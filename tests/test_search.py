@@ -488,7 +488,7 @@ def test_a_stopped_build_goes_on(method, photos, monkeypatch, capsys):
     (photos / "2.PNG").write_bytes(
         (photos / "2.PNG").read_bytes() + b" "
     )  # the second part is another one now
-    (Path("parts") / ".described" / "0.safetensors").with_suffix(".partial").write_bytes(b"torn")
+    (Path("parts") / ".described" / ".2.77.partial.safetensors").write_bytes(b"torn")
     described.append([])
     command.main(build)
     assert [*described] == [

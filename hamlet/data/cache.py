@@ -165,9 +165,8 @@ def decoded(name: str, root: Path, files: Sequence[str], digests: Sequence[str],
 
 def write_json(path: Path, content: object) -> None:
     """Replace ``path`` in one step; the caller holds the lock that guards it."""
-    partial = path.with_name(f"{path.name}.tmp")
-    partial.write_text(json.dumps(content))
-    os.replace(partial, path)
+    with paths.replacing(path) as partial:
+        partial.write_text(json.dumps(content))
 
 
 class FileRecord:

@@ -7,7 +7,6 @@ published mechanism, named in its module, and none is "the authors' method".
 import difflib
 import inspect
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from hamlet.models.hamlet import HAMLET
 from hamlet.models.mace import MACE
 from hamlet.models.sparse import SPARSE
 from hamlet.models.spca import SpCa
+from hamlet.paths import replacing
 
 __all__ = [
     "Backbone",
@@ -92,10 +92,9 @@ def save_model(model: RetrievalModel, path: str | Path) -> None:
     """Write weights and the recipe that rebuilds the model to one safetensors file, whole or not at all."""
     path = Path(path)
     recipe = {"method": model.method, "backbone": model.backbone_name, "options": model.options}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    save_file(weights, partial, metadata={"hamlet": json.dumps(recipe, sort_keys=True)})
-    partial.replace(path)
+    with replacing(path) as partial:
+        save_file(weights, partial, metadata={"hamlet": json.dumps(recipe, sort_keys=True)})
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> RetrievalModel:

@@ -6,7 +6,6 @@ navigable graph (Malkov, Yashunin, TPAMI 2020). ``sparse`` keeps a posting list 
 densifies.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -20,6 +19,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
+
+from hamlet.paths import sha256
 
 KINDS = ("flat", "ivfpq", "hnsw", "sparse")
 GPU_LIMIT = 2048  # faiss' limit on a card, for neighbours and for visited cells
@@ -36,8 +37,7 @@ def model_hash(weights: str | Path) -> str:
     """sha256 of a weights file: what an index remembers of the model that made it."""
     if not Path(weights).is_file():
         raise FileNotFoundError(f"no weights at {weights}; expected a file that save_model wrote")
-    with open(weights, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(Path(weights))
 
 
 def whole(name: str, value: int, least: int) -> int:

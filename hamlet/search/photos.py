@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from hamlet.data.cache import _try_decode
+from hamlet.paths import replacing
 
 from .index import DESCRIBED, KINDS, Index, model_hash, next_version, whole
 
@@ -71,10 +72,8 @@ def _store(path: Path, asked: str, rows: Rows | None, broken: list) -> None:
         parts = {name: getattr(rows, name) for name in SPARSE}
     about = {"asked": asked, "broken": json.dumps(broken)}
     about["shape"] = json.dumps([] if rows is None else rows.shape)
-    path.parent.mkdir(exist_ok=True)
-    written = path.with_suffix(".partial")
-    save_file(parts or {"none": np.zeros(0)}, written, metadata=about)
-    written.replace(path)
+    with replacing(path) as partial:
+        save_file(parts or {"none": np.zeros(0)}, partial, metadata=about)
 
 
 def _describe_all(
