@@ -274,7 +274,11 @@ def make(run: Run, data_root: str = "", overrides: dict | None = None, output: s
             execute("01_train_evaluate", work / "executed.ipynb", asked)
         if not (work / "result.json").is_file():
             raise SystemExit(f"{run}: the notebook ended without a result; see {work / 'executed.ipynb'}")
-        (work / "checkpoint.safetensors").unlink(missing_ok=True)
+        for rest in [
+            work / "checkpoint.safetensors",
+            *work.glob(".*.partial*"),
+        ]:  # the latter of killed processes
+            rest.unlink(missing_ok=True)
         if target.exists():
             shutil.rmtree(target)
         work.replace(target)

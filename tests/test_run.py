@@ -21,6 +21,9 @@ def made(tmp_path_factory):
         "GIT_DIR": str(root / "none"),
     }
     command = [sys.executable, "-m", "hamlet.run", "--profile", "smoke", "--dataset", "scenes"]
+    torn = root / "results/smoke/scenes/gem_resnet18/.seed0.partial/.checkpoint.77.partial.safetensors"
+    torn.parent.mkdir(parents=True)
+    torn.write_bytes(b"a killed process wrote this")
     done = subprocess.run(
         [*command, "--model", "gem_resnet18"], env=env, cwd=root, capture_output=True, text=True, check=False
     )
@@ -48,6 +51,7 @@ def test_result_is_whole_and_says_where_it_came_from(made, monkeypatch):
     assert record["untrained"]["default"]["queries"] == record["metrics"]["default"]["queries"] > 0
     assert (SMOKE.folder / "executed.ipynb").is_file()
     assert not list(SMOKE.folder.parent.glob(".*.partial"))
+    assert not list(SMOKE.folder.glob(".*"))
 
 
 def test_a_stored_result_is_not_made_again_and_an_altered_one_is_refused(made, monkeypatch, capsys):
