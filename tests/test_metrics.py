@@ -1,6 +1,10 @@
 """Exact metrics against a float64 loop, scikit-learn, pytrec_eval and cases computed by hand."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -554,6 +558,47 @@ def test_hierarchical_average_precision(alpha):
         hierarchical_metrics(x, fine, coarse[:49])
     with pytest.raises(ValueError, match="gallery_fine: expected a label for each of 50"):
         hierarchical_metrics(x, fine, coarse, x)
+
+
+def test_the_kernels_for_a_card_have_the_bits_of_the_cpu():
+    """In a process of its own: Triton reads TRITON_INTERPRET when a kernel is defined."""
+    pytest.importorskip("triton")
+    script = Path(__file__).with_name("interpreted_kernels.py")
+    path = os.pathsep.join([str(script.parent), str(script.parents[1])])
+    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == "21 cases\n"
+
+
+@pytest.mark.parametrize("capability", [75, 80, 90])
+def test_the_kernels_compile_for_cards(capability):
+    """For Turing, Ampere and Hopper, without one: Triton brings its compiler along."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+
+    from hamlet.metrics import triton_counts as counts
+
+    pointers = {
+        "*fp64": ["query", "out", "values", "flat", "unit"],
+        "*fp32": ["tile", "low", "scale", "gallery"],
+        "*i64": ["ks", "counts", "cols"],
+        "*i32": ["slots", "listed"],
+    }
+    kinds = {name: kind for kind, names in pointers.items() for name in names}
+    for kernel, options in (
+        (counts.pair_scores, {"PAIRS": 32}),
+        (counts.blank, {"SIZE": 256}),
+        (counts.count_tile, {"SIZE": 1024, "table": "*i16", "slope": "fp32", "length": "*i32"}),
+        (counts.count_listed, {"STEPS": 7, "PAIRS": 32}),
+        (counts.row_metrics, {"SIZE": 32, "KINDS": 4}),
+    ):
+        fixed = {(kernel.arg_names.index(k),): v for k, v in options.items() if k.isupper()}
+        given = {name: kinds.get(name, "i32") for name in kernel.arg_names} | options
+        signature = {name: "constexpr" if name.isupper() else given[name] for name in kernel.arg_names}
+        source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=fixed)
+        made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=counts.EXACT)
+        assert made.asm["cubin"] and "fma." not in made.asm["ptx"]  # a fused operation would round otherwise
 
 
 @pytest.mark.cuda

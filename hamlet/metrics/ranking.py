@@ -97,10 +97,15 @@ def _fall(ptr: np.ndarray, values: np.ndarray) -> np.ndarray:
     return -padded[place]
 
 
+def _names(ks) -> list[str]:
+    """Of the rows of ``kernels.row_metrics``."""
+    return ["AP", "R-precision", "MAP@R", "MRR", "positives", *(f"{m}@{k}" for k in ks for m in "PR")]
+
+
 def _measure(
     source, queries: int, lists: Callable, step: int, ks, threads, trapezoidal=False
 ) -> RetrievalResult:
-    names = ["AP", "R-precision", "MAP@R", "MRR", "positives", *(f"{m}@{k}" for k in ks for m in "PR")]
+    names = _names(ks)
     out = np.empty((len(names), queries))
     sizes = np.asarray(ks, np.int64)
 
@@ -119,7 +124,14 @@ def _result(per_query: dict[str, np.ndarray]) -> RetrievalResult:
     return RetrievalResult(mean, per_query)
 
 
-def _positives(query_labels, gallery_labels, queries: int, gallery: int):
+def _on_card(source, *labels) -> bool:
+    """Whether a card can do all: one label a row, and Triton is there."""
+    return (
+        isinstance(source, TorchScores) and source.fused() and not any(map(relevance.is_label_sets, labels))
+    )
+
+
+def _check_lengths(query_labels, gallery_labels, queries: int, gallery: int) -> None:
     for labels, count, name in (
         (query_labels, queries, "query_labels"),
         (gallery_labels, gallery, "gallery_labels"),
@@ -127,6 +139,9 @@ def _positives(query_labels, gallery_labels, queries: int, gallery: int):
         size = labels.shape[0] if hasattr(labels, "shape") else len(labels)
         if size != count:
             raise ValueError(f"{name}: {size} labels for {count} embeddings")
+
+
+def _positives(query_labels, gallery_labels):
     if relevance.is_label_sets(query_labels) or relevance.is_label_sets(gallery_labels):
         return LabelSets(*relevance.label_sets(query_labels, gallery_labels))
     return ClassLabels(*relevance.class_codes(query_labels, gallery_labels))
@@ -184,7 +199,13 @@ def retrieval_metrics(
     alone = gallery is None
     if not alone and gallery_labels is None:
         raise ValueError("gallery_labels: missing, though a gallery was given")
-    positives = _positives(query_labels, query_labels if alone else gallery_labels, queries, size)
+    labels = (query_labels, query_labels if alone else gallery_labels)
+    _check_lengths(*labels, queries, size)
+    if cameras is None and not excluded and min(queries, size) and _on_card(source, *labels):
+        out = source.class_metrics(labels, alone, np.asarray(ks, np.int64))
+        if out is not None:
+            return _result(dict(zip(_names(ks), out, strict=True)))
+    positives = _positives(*labels)
     if cameras is not None:
         cameras = relevance.class_codes(cameras)[0] if alone else relevance.class_codes(*cameras)
         cameras = (cameras, cameras) if alone else cameras
@@ -265,7 +286,7 @@ def hierarchical_metrics(
     parents = np.unique(np.stack([np.r_[fine_q, fine_g], np.r_[coarse_q, coarse_g]]), axis=1)
     if len(np.unique(parents[0])) != parents.shape[1]:
         raise ValueError("coarse: one fine class lies in two coarse classes; expected a tree")
-    positives = _positives(coarse_q, coarse_g, queries, size)
+    positives = _positives(coarse_q, coarse_g)
     excluded = [] if exclude is None else [IndexLists(exclude, queries, size, "exclude")]
     out = {"HAP": np.full(queries, np.nan), "positives": np.zeros(queries)}
 

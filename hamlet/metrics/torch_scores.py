@@ -1,8 +1,12 @@
 """The same counting in torch operators, for embeddings that live on a CUDA device (any device works)."""
 
+import importlib.util
+import warnings
+
 import numpy as np
 import torch
 
+from . import relevance
 from .scores import error_bound, power_of_two
 
 TILE, ROWS, PAIRS = 32768, 512, 65536
@@ -52,6 +56,30 @@ class TorchScores:
     def __init__(self, query: torch.Tensor, gallery: torch.Tensor, gallery_norm: float):
         self.query, self.gallery, self.largest = query, gallery, gallery_norm
         self.unit = power_of_two(gallery_norm)
+
+    def fused(self) -> bool:
+        """Whether the kernels of ``triton_counts`` can run: on a card, where Triton came with torch."""
+        return self.query.is_cuda and importlib.util.find_spec("triton") is not None
+
+    def class_metrics(self, labels: tuple, alone: bool, ks: np.ndarray) -> np.ndarray | None:
+        """``triton_counts.class_metrics``; None, with a warning, where this card does not run it."""
+        from . import triton_counts
+
+        on_device = [torch.is_tensor(x) and x.device == self.query.device for x in labels]
+        if all(on_device) and labels[0].dtype == labels[1].dtype and not labels[0].is_floating_point():
+            codes = torch.unique(torch.cat([x.flatten() for x in labels]), return_inverse=True)[1]
+            codes = codes.split([len(x) for x in labels])
+        else:
+            codes = tuple(torch.from_numpy(c).to(self.query.device) for c in relevance.class_codes(*labels))
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")  # TF32 would break the error bound
+        try:
+            return triton_counts.class_metrics(self.query, self.gallery, self.largest, codes, alone, ks)
+        except Exception as error:  # whatever a new card or driver brings: the other code gives the same bits
+            warnings.warn(f"slower operators take over, the Triton kernels failed: {error!r}", stacklevel=4)
+            return None
+        finally:
+            torch.set_float32_matmul_precision(precision)
 
     def load(self, begin: int, end: int) -> None:
         q = self.query[begin:end].double()
