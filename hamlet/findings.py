@@ -20,6 +20,13 @@ def accuracy(summary: pd.DataFrame) -> list[str]:
             f"The interval over queries of either mean reaches {half:.4f} to each side; the paired test that decides "
             "is in 06_claims."
         )
+        spans = [
+            f"{name} from {rows.at[name, 'lowest_seed']:.4f} to {rows.at[name, 'highest_seed']:.4f}"
+            for name in (first, second)
+            if rows.at[name, "seeds"] > 1
+        ]
+        if spans:
+            said.append(f"Over the seeds {', '.join(spans)}.")
     if len(controls) and len(seven):
         above = [name for name in controls.index if controls[name] > seven.iloc[0]]
         said.append(f"Controls above the leader: {', '.join(above) or 'none'}.")
