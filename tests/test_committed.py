@@ -5,7 +5,7 @@ import pytest
 from hamlet import report
 from hamlet.paths import ROOT
 
-NOT_FAR = {("scenes", "mlp_mobilenetv3")}  # named in the README
+NOT_FAR = {("scenes", "mlp_mobilenetv3"), ("scenes", "sparse_mobilenetv3")}  # named in the README
 
 
 @pytest.mark.parametrize("dataset", ["scenes", "grocery"])
@@ -27,5 +27,7 @@ def test_scenes_is_neither_solved_nor_open_to_an_untrained_network():
     assert results["mAP"].max() < 0.9
 
 
-def test_the_readme_names_the_configuration_that_training_hardly_lifts():
-    assert "MLP_MobileNetV3 learns little" in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_readme_names_the_configurations_that_training_hardly_lifts():
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert "MLP_MobileNetV3 learns little" in text
+    assert "one seed of SPARSE_MobileNetV3 does not reach twice its untrained mAP" in text
