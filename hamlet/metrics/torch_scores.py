@@ -52,6 +52,18 @@ def unsure_intervals(maybe: torch.Tensor, sure: torch.Tensor) -> tuple[torch.Ten
     return torch.cat([begins, ends], 1).sort(1).values, torch.nn.functional.pad(passed, (1, 0))
 
 
+def scaled(rows: torch.Tensor) -> torch.Tensor:
+    """Rows as float64, each times the power of two that brings its largest value into [0.5, 1): nothing rounds.
+
+    The factors are written as bits: a card's power function need not be exact."""
+    rows = rows.double()
+    exponent = torch.frexp(rows.abs().amax(1, keepdim=True)).exponent.long()
+    half = exponent.div(2, rounding_mode="floor")  # in two steps, as 2**1074 is no float64
+    for step in (half, exponent - half):
+        rows = rows * ((1023 - step) << 52).view(torch.float64)
+    return rows
+
+
 class TorchScores:
     def __init__(self, query: torch.Tensor, gallery: torch.Tensor, gallery_norm: float):
         self.query, self.gallery, self.largest = query, gallery, gallery_norm
@@ -82,11 +94,10 @@ class TorchScores:
             torch.set_float32_matmul_precision(precision)
 
     def load(self, begin: int, end: int) -> None:
-        q = self.query[begin:end].double()
-        self.exact = torch.ldexp(q, -torch.frexp(q.abs().amax(1, keepdim=True)).exponent)
+        self.exact = scaled(self.query[begin:end])
         norms = self.exact.square().sum(1).sqrt().cpu().numpy()
-        flat, self.slope = error_bound(norms, self.largest * self.unit, q.shape[1])
-        self.flat = torch.from_numpy(flat).to(q.device)
+        flat, self.slope = error_bound(norms, self.largest * self.unit, self.exact.shape[1])
+        self.flat = torch.from_numpy(flat).to(self.exact.device)
 
     def _pairs(self, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
         parts = zip(rows.split(PAIRS), cols.split(PAIRS), strict=True)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from .scores import error_bound, power_of_two
+from .torch_scores import scaled
 
 TILE, COLUMNS = 2**24, 2**16  # scores in a tile, and gallery rows in it
 BLOCK = 2**24  # entries of the tables of a block of queries
@@ -222,8 +223,7 @@ def class_metrics(
     for begin in range(0, queries, step):
         rows = torch.arange(begin, min(begin + step, queries), device=device)
         label = codes[0][rows]
-        exact = query[rows].double()
-        exact = torch.ldexp(exact, -torch.frexp(exact.abs().amax(1, keepdim=True)).exponent)
+        exact = scaled(query[rows])
         norms = exact.square().sum(1).sqrt().cpu().numpy()
         flat, slope = error_bound(norms, largest * unit, dimensions)
         flat = torch.from_numpy(flat).to(device)
