@@ -561,10 +561,8 @@ def test_hierarchical_average_precision(alpha):
 
 
 def test_rows_are_scaled_without_rounding():
-    rows = (
-        np.random.default_rng(0).normal(size=(9, 5))
-        * np.array([1e-320, 1e-300, 1e-9, 1, 3, 2**40, 1e300, 1e308, 0])[:, None]
-    )
+    sizes = np.array([1e-320, 1e-300, 1e-9, 1, 3, 2.0**40, 1e300, 1e307, 0])
+    rows = np.random.default_rng(0).normal(size=(9, 5)) * sizes[:, None]
     found = torch_scores.scaled(torch.from_numpy(rows)).numpy()
     exponent = np.frexp(np.abs(rows).max(axis=1))[1]
     np.testing.assert_array_equal(found, np.ldexp(rows, -exponent[:, None]))
@@ -608,17 +606,16 @@ def test_the_kernels_compile_for_cards(capability):
         signature = {name: "constexpr" if name.isupper() else given[name] for name in kernel.arg_names}
         source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=fixed)
         # Triton compiles a number 1 into the code: a variant of its own
-        ones = {name: "constexpr" for name in ("positives", "width", "dimensions", "queries", "kinds", "count", "length")
-                if given.get(name) == "i32"}  # fmt: skip
+        numbers = ("positives", "width", "dimensions", "queries", "kinds", "count", "length")
+        ones = {name: "constexpr" for name in numbers if given.get(name) == "i32"}
         both = [source, triton.compiler.ASTSource(
             fn=kernel, signature=signature | ones,
             constexprs=fixed | {(kernel.arg_names.index(name),): 1 for name in ones},
         )]  # fmt: skip
         for version in both:
             made = triton.compile(version, target=GPUTarget("cuda", capability, 32), options=counts.EXACT)
-            assert (
-                made.asm["cubin"] and "fma." not in made.asm["ptx"]
-            )  # a fused operation would round otherwise
+            assert made.asm["cubin"]
+            assert "fma." not in made.asm["ptx"]  # a fused operation would round otherwise
 
 
 @pytest.mark.cuda
