@@ -234,7 +234,7 @@ fi
 if [ -n "$DRY" ]; then
   [ -n "$READY" ] || echo "would set up $VENV from requirements.lock first (about $NEEDED_GB GB, 1 to 10 minutes)"
   case "$COMMAND" in
-    test) echo "would run ruff, pytest and the notebooks by nbval (about 12 minutes on two cores)"; exit 0 ;;
+    test) echo "would run ruff, pytest and the notebooks by nbval (about 9 minutes on two cores)"; exit 0 ;;
     lab) echo "would start JupyterLab on $ROOT/notebooks"; exit 0 ;;
   esac
   if [ -z "$READY" ]; then
