@@ -208,7 +208,7 @@ set_up() {
   fi
   make_venv "$python"
   install_locked || fail "" "The set-up did not finish: is the package index reachable? (proxy: HTTPS_PROXY; mirror:" \
-    "UV_DEFAULT_INDEX). The same command begins it anew."
+    "UV_DEFAULT_INDEX; a certificate of your own: SSL_CERT_FILE). The same command begins it anew."
   "$VENV/bin/python" -c 'import torch, torchvision, torchvision.ops, faiss, timm' ||
     fail "The packages are there but do not load (message above). Often another torch is mixed in through PYTHONPATH or" \
       "a wheel lying on disk: unset PYTHONPATH, move .venv away, start again."

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hamlet import report
+from hamlet import claims, paper, report
 from hamlet.paths import ROOT
 
 NOT_FAR = {("scenes", "mlp_mobilenetv3"), ("scenes", "sparse_mobilenetv3")}  # named in the README
@@ -25,6 +25,37 @@ def test_scenes_is_neither_solved_nor_open_to_an_untrained_network():
     results = report.load_results("quick", "scenes")
     assert results["untrained_mAP"].max() < 0.15
     assert results["mAP"].max() < 0.9
+
+
+def scores(dataset: str) -> dict[str, list[float]]:
+    """Run -> mAP of its seeds."""
+    return report.load_results("quick", dataset).groupby("run")["mAP"].apply(list).to_dict()
+
+
+def test_the_readme_says_of_scenes_what_the_seeds_say():
+    runs, hamlet = scores("scenes"), scores("scenes")["hamlet_resnet18"]
+    baselines = [f"{name}_resnet18" for name in ("sparse", "mace", "spca", "dscf")] + ["sparse_mobilenetv3"]
+    passing = [(name, value) for name in baselines for value in runs[name] if value > min(hamlet)]
+    assert [name for name, _ in passing] == ["dscf_resnet18"]  # "every run of every baseline but one"
+    assert max(hamlet) > passing[0][1]
+    bare = runs["hamlet_resnet18-no_text"]
+    assert all(without > with_text for without, with_text in zip(bare, hamlet, strict=True))
+    means = {name: sum(values) / len(values) for name, values in runs.items()}
+    assert max(means, key=means.get) == "hamlet_resnet18-no_text"
+    mobile = means["hamlet_mobilenetv3"]
+    assert all(mobile < means[f"{name}_resnet18"] for name in ("mace", "dscf", "sparse"))
+
+
+def test_the_readme_says_of_grocery_what_the_runs_say():
+    runs = {name: values[0] for name, values in scores("grocery").items()}
+    seven = {label.lower() for label in paper.reported("accuracy").index}
+    assert sorted(seven & {*runs}, key=runs.get)[-2:] == ["hamlet_resnet18", "dscf_resnet18"]
+    assert {name for name in seven if runs[name] > 0.4} == {"hamlet_resnet18", "dscf_resnet18"}
+    rows = claims.comparisons("quick", "grocery").set_index(["first", "second"])
+    row = rows.loc[("HAMLET_ResNet18", "DSCF_ResNet18")]
+    assert row["p_holm"] < 0.05 and row["high"] < 0  # over queries it is significant, over classes it is not
+    assert row["low_classes"] < 0 < row["high_classes"]
+    assert runs["hamlet_resnet18-no_exchange"] < runs["hamlet_resnet18"] < runs["hamlet_resnet18-no_text"]
 
 
 def test_the_readme_names_the_configurations_that_training_hardly_lifts():
