@@ -33,17 +33,6 @@ def sparse_scores(q_ptr, q_col, q_val, post_ptr, post_row, post_val, out):
 
 
 @compiled
-def class_lists(labels, rows, starts, order, ptr, idx):
-    """Fill ``idx`` with each query's class members, leaving out gallery row ``rows[i]`` (-1: none)."""
-    for i in range(labels.shape[0]):
-        n = ptr[i]
-        for t in range(starts[labels[i]], starts[labels[i] + 1]):
-            if order[t] != rows[i]:
-                idx[n] = order[t]
-                n += 1
-
-
-@compiled
 def _first_at_most(values, bound, low):
     """First position from ``low`` on of the falling ``values`` that is <= bound; their length if none is."""
     high = values.shape[0]
