@@ -120,6 +120,11 @@ class Build:
         print(f"  then                {notebooks} -> tables/ and figures/")
         total = minutes(work / jobs + estimate["report_seconds"])
         print(f"  about {total} ({source} times), {disk:.1f} GB of disk ({free:.0f} GB free)", flush=True)
+        wants_card = self.loaded["parameters"]["device"] in ("auto", "cuda")
+        if wants_card and not self.kept and not workflow.cards():
+            print(
+                "  no NVIDIA GPU here: that time is meant for one; a CPU takes many times as long", flush=True
+            )
         if free < disk:
             raise SystemExit(f"Not enough disk: {disk:.1f} GB wanted at {self.base}, {free:.1f} GB free.")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hamlet import paths
+from hamlet import paths, workflow
 
 STUB = """
 import argparse, hashlib, json, os, sys, time
@@ -207,6 +207,13 @@ def test_help_names_every_command_option_data_set_and_model(project):
     assert {"quick", "smoke", "paper", "test", "lab", "HAMLET_DATA", "UV_TORCH_BACKEND"} <= words
     assert {"--dataset", "--data-root", "--models", "--seeds", "--jobs", "--fresh", "--dry-run"} <= words
     assert {"scenes", "grocery", "folder", "hamlet_resnet18", "gem_resnet18-text"} <= words
+
+
+@pytest.mark.skipif(workflow.cards() > 0, reason="an NVIDIA GPU is there")
+def test_a_profile_for_cards_says_where_there_is_none(project):
+    told = "no NVIDIA GPU here: that time is meant for one"
+    assert told in run_all(project, "paper", "--dry-run").stdout
+    assert told not in run_all(project, "smoke", "--dry-run").stdout
 
 
 def test_a_dry_run_changes_nothing(project):
