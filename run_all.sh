@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One command from images to tables and figures. It sets up .venv from requirements.lock when that is needed,
-# then hands over to `python -m hamlet.build` (or pytest, or JupyterLab). ./run_all.sh --help says what it takes.
+# then hands over to `python -m hamlet.artifact.build` (or pytest, or JupyterLab). ./run_all.sh --help says what it takes.
 # Names are checked here, before any set-up, with nothing but the shell; bash 3.2 (macOS) is enough.
 set -euo pipefail
 
@@ -212,7 +212,7 @@ set_up() {
   "$VENV/bin/python" -c 'import torch, torchvision, torchvision.ops, faiss, timm' ||
     fail "The packages are there but do not load (message above). Often another torch is mixed in through PYTHONPATH or" \
       "a wheel lying on disk: unset PYTHONPATH, move .venv away, start again."
-  # A .pth file, so that `.venv/bin/python -m hamlet.run` finds the package from any folder.
+  # A .pth file, so that `.venv/bin/python -m hamlet.artifact.run` finds the package from any folder.
   "$VENV/bin/python" -c 'import sys, sysconfig; open(sysconfig.get_path("purelib") + "/hamlet-root.pth", "w").write(sys.argv[1] + "\n")' "$ROOT"
   fingerprint "$VENV/bin/python" >"$VENV/.hamlet-stamp"
   rm -f "$VENV/.hamlet-incomplete"
@@ -279,4 +279,4 @@ set -- "$COMMAND" --dataset "$DATASET"
 [ -z "$FRESH" ] || set -- "$@" --fresh
 [ -z "$DRY" ] || set -- "$@" --dry-run
 cd "$ROOT"
-exec "$PYTHON" -m hamlet.build "$@"
+exec "$PYTHON" -m hamlet.artifact.build "$@"

@@ -15,8 +15,9 @@ import tempfile
 
 import pandas as pd
 
-from hamlet import paths, run, training
-from hamlet.workflow import Run, parameters
+from hamlet import paths, training
+from hamlet.artifact import run
+from hamlet.artifact.profiles import Run, parameters
 
 GROUPS = {
     "shared": [

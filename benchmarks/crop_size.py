@@ -12,9 +12,10 @@ import json
 
 import pandas as pd
 
-from hamlet import paths, run
-from hamlet.report import write_table
-from hamlet.workflow import Run
+from hamlet import paths
+from hamlet.artifact import run
+from hamlet.artifact.profiles import Run
+from hamlet.artifact.results import write_table
 
 
 def summary(folder, size: int) -> pd.DataFrame:

@@ -24,7 +24,7 @@ import scipy.sparse as sp
 from tqdm import tqdm
 
 from hamlet import paths
-from hamlet.report import write_atomically
+from hamlet.artifact.results import write_atomically
 from hamlet.search import Index
 
 K = 10

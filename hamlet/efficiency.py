@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hamlet import paths, report
+from hamlet import paths
+from hamlet.artifact import results as report
+from hamlet.artifact.profiles import digest, load_profile
+from hamlet.artifact.run import load_data, provenance, write_json
 from hamlet.models import count_parameters, load_model
-from hamlet.run import load_data, provenance, write_json
-from hamlet.workflow import digest, load_profile
 
 # hamlet.evaluation and .training are imported where they are used: a process that measures memory needs neither
 

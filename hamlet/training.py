@@ -26,12 +26,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from tqdm import tqdm
 
+from hamlet.artifact.profiles import Run
 from hamlet.data import RetrievalDataset, Split
 from hamlet.distillation import alignment, encode_text, language_guidance
 from hamlet.evaluation import IMAGENET_MEAN, IMAGENET_STD, evaluate
 from hamlet.models import RetrievalModel, create_model
 from hamlet.paths import replacing
-from hamlet.workflow import Run
 
 CLIP_NORM = 5.0  # far above a healthy step's gradient norm; it only stops a single bad batch
 CHECKPOINT_SECONDS = 30.0  # what a kill may cost at most, beyond one epoch

@@ -10,7 +10,7 @@ torch.set_num_threads(1)
 @pytest.fixture
 def settings() -> dict:
     """Run parameters of the smoke profile, smaller still."""
-    from hamlet.workflow import Run, parameters
+    from hamlet.artifact.profiles import Run, parameters
 
     small = {"epochs": 2, "image_size": 64, "train_size": 64, "batch_size": 8, "images_per_class": 2}
     return parameters(Run("smoke", "scenes", "gem_resnet18", "default", 0)) | small | {"device": "cpu"}

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hamlet import report
+from hamlet.artifact import results as report
+from hamlet.artifact.profiles import digest
 from hamlet.data import RetrievalDataset
 from hamlet.data.dataset import Protocol, Split
-from hamlet.workflow import digest
 
 METRICS = ["mAP", "P@1", "P@5", "P@10"]
 PROVENANCE = {

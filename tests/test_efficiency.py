@@ -8,8 +8,9 @@ import stored
 import torch
 from torch import nn
 
-from hamlet import efficiency, models, report
-from hamlet.workflow import digest
+from hamlet import efficiency, models
+from hamlet.artifact import results as report
+from hamlet.artifact.profiles import digest
 
 
 class Recorder(nn.Module):

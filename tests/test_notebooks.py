@@ -8,7 +8,9 @@ import nbformat
 import pytest
 import stored
 
-from hamlet import figures, inventory, paths, pictures, report, tables
+from hamlet import paths
+from hamlet.artifact import figures, inventory, pictures, tables
+from hamlet.artifact import results as report
 
 NOTEBOOKS = sorted(path for path in paths.NOTEBOOKS.glob("*.ipynb") if not path.name.startswith("."))
 REPORTING = ["02_accuracy", "03_efficiency", "04_tradeoff", "05_backbones", "00_read_me_first"]

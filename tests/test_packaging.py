@@ -13,7 +13,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from hamlet import paths, workflow
+from hamlet import paths
+from hamlet.artifact import profiles as workflow
 from hamlet.data import list_datasets
 
 SUPPORTED = ("3.11", "3.12", "3.13")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hamlet.artifact.readme import refreshed
 from hamlet.paths import ROOT
-from hamlet.readme import refreshed
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BASH = [
@@ -75,11 +75,11 @@ def test_benchmark_commands_on_a_small_size(command, tmp_path):
 
 
 def test_the_run_command_names_a_run_that_there_is(monkeypatch):
-    from hamlet import run
+    from hamlet.artifact import run
 
     asked = []
     monkeypatch.setattr(run, "make", lambda *arguments: asked.append(arguments[0]))
-    (command,) = [c for c in PYTHON if "hamlet.run" in c]
+    (command,) = [c for c in PYTHON if "hamlet.artifact.run" in c]
     run.main(shlex.split(command)[3:])
     run.open_job(*vars(asked[0]).values())
 
@@ -106,7 +106,7 @@ def test_own_images_snippet_and_search(tmp_path, monkeypatch, capsys):
 
 def test_tables_are_the_files():
     assert "<!-- begin tables/" in TEXT
-    assert refreshed(TEXT) == TEXT, "run: python -m hamlet.readme"
+    assert refreshed(TEXT) == TEXT, "run: python -m hamlet.artifact.readme"
 
 
 def test_pictures_and_links_exist():

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from hamlet import training
+from hamlet.artifact.profiles import Run
 from hamlet.models import create_model
-from hamlet.workflow import Run
 
 RUN = Run("smoke", "scenes", "gem_resnet18", "default", 0)
 

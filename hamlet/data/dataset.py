@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from hamlet.errors import HamletError
+
 COLUMNS = ("split", "path", "label", "coarse_label", "caption")
 
 
-class DataError(ValueError):
+class DataError(HamletError):
     """Data that cannot be used as they are; the message names the file and the way out."""
 
 

@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from hamlet.models.backbone import Backbone, GeM, RetrievalModel, count_parameters
 from hamlet.models.dscf import DSCF
 from hamlet.models.gem import GeMBaseline, MLPBaseline
 from hamlet.models.hamlet import HAMLET
+from hamlet.models.layers import Backbone, GeM, RetrievalModel, count_parameters
 from hamlet.models.mace import MACE
 from hamlet.models.sparse import SPARSE
 from hamlet.models.spca import SpCa
@@ -101,7 +101,9 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Retrieva
     """Rebuild a model written by ``save_model``, in evaluation mode. Nothing is unpickled."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}; train them with `python -m hamlet.run`, see --help")
+        raise FileNotFoundError(
+            f"no weights at {path}; train them with `python -m hamlet.artifact.run`, see --help"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get("hamlet")

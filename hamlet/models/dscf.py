@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hamlet.models.backbone import GeM, RetrievalModel, descriptor_head
+from hamlet.models.layers import GeM, RetrievalModel, descriptor_head
 from hamlet.models.mace import conv_bn
 
 

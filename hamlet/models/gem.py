@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor, nn
 
-from hamlet.models.backbone import GeM, RetrievalModel, descriptor_head
+from hamlet.models.layers import GeM, RetrievalModel, descriptor_head
 
 
 class GeMBaseline(RetrievalModel):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hamlet.models.acsa import Block, Kept, LevelLinear, TokenKeeper, compact
-from hamlet.models.backbone import GeM, RetrievalModel, descriptor_head
+from hamlet.models.layers import GeM, RetrievalModel, descriptor_head
 
 LEVELS = 4
 NOT_OPTIONS = ("self", "backbone", "pretrained", "__class__")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hamlet.models.backbone import GeM, RetrievalModel, descriptor_head
+from hamlet.models.layers import GeM, RetrievalModel, descriptor_head
 
 
 class Convolution(nn.Conv2d):

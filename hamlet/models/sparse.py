@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hamlet.models.backbone import GeM, RetrievalModel
+from hamlet.models.layers import GeM, RetrievalModel
 from hamlet.models.mace import conv_bn
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hamlet.models.backbone import GeM, RetrievalModel, descriptor_head
+from hamlet.models.layers import GeM, RetrievalModel, descriptor_head
 
 
 def spatial_affinity(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:

@@ -1,6 +1,6 @@
 """One run: check what is asked, execute the notebook, verify and store the result as a whole or not at all.
 
-``python -m hamlet.run --profile quick --dataset scenes --model gem_resnet18`` does exactly one run;
+``python -m hamlet.artifact.run --profile quick --dataset scenes --model gem_resnet18`` does exactly one run;
 ``prepare`` builds the caches of a data set, ``notebook NAME`` executes a reporting notebook.
 """
 
@@ -24,8 +24,9 @@ from pathlib import Path
 
 import yaml
 
-from hamlet import paths, workflow
-from hamlet.workflow import FIELDS, Run
+from hamlet import paths
+from hamlet.artifact import profiles as workflow
+from hamlet.artifact.profiles import FIELDS, Run
 
 PACKAGES = (
     "torch",
@@ -316,7 +317,9 @@ def _override(text: str) -> tuple[str, object]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m hamlet.run", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m hamlet.artifact.run", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("action", nargs="?", default="run", choices=("run", "prepare", "notebook"))
     parser.add_argument("name", nargs="?", help="the notebook, for the action notebook")
     parser.add_argument("--profile", default="quick", help="one of workflow/*.yaml")

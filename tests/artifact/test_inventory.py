@@ -1,11 +1,13 @@
-"""hamlet.inventory: what the tables are made of, and when they have to be made again."""
+"""hamlet.artifact.inventory: what the tables are made of, and when they have to be made again."""
 
 import json
 
 import pytest
 
-from hamlet import inventory, paths, workflow
-from hamlet.workflow import Run
+from hamlet import paths
+from hamlet.artifact import inventory
+from hamlet.artifact import profiles as workflow
+from hamlet.artifact.profiles import Run
 
 RUN = Run("smoke", "scenes", "gem_resnet18", "text", 0)
 

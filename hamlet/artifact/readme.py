@@ -1,4 +1,4 @@
-"""Keep the tables in README.md equal to the files under tables/: ``python -m hamlet.readme`` copies them in.
+"""Keep the tables in README.md equal to the files under tables/: ``python -m hamlet.artifact.readme`` copies them in.
 
 A block stands between ``<!-- begin tables/....md -->`` and ``<!-- end -->``; a test holds it to the file, so no number
 in the README is typed.

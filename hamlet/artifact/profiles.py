@@ -251,7 +251,7 @@ def stored_datasets(profile: str) -> list[str]:
 
 
 def stamp(profile: str, dataset: str) -> Path:
-    """Written by ``python -m hamlet.run prepare`` when the cache is complete: {"dataset_hash": ...}.
+    """Written by ``python -m hamlet.artifact.run prepare`` when the cache is complete: {"dataset_hash": ...}.
 
     The name depends on all that the cache depends on, so another size or data root asks for another one.
     """

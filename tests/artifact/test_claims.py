@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 import stored
 
-from hamlet import claims, paths, report
-from hamlet.paper import Paper
+from hamlet import paths
+from hamlet.artifact import claims
+from hamlet.artifact import results as report
+from hamlet.artifact.paper import Paper
 from hamlet.statistics import Interval
 
 QUERIES, CLASSES = 200, 20

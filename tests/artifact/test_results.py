@@ -9,7 +9,8 @@ import pytest
 import stored
 from scipy import stats
 
-from hamlet import report, tables
+from hamlet.artifact import results as report
+from hamlet.artifact import tables
 
 
 @pytest.fixture
@@ -183,7 +184,7 @@ def test_written_tables_repeat_byte_for_byte_and_read_back(tmp_path, profile):
 
 
 def test_tradeoff_table_is_section_3_3(profile):
-    from hamlet import figures
+    from hamlet.artifact import figures
 
     table = tables.tradeoff_table(figures.tradeoff_data(profile[2], profile[3])).set_index("Comparison")
     row = table.loc["HAMLET_MobileNetV3 against HAMLET_ResNet18"]

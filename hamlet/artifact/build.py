@@ -1,6 +1,6 @@
 """From a profile to its tables: say what will be done, verify what is there, let Snakemake do the rest.
 
-``python -m hamlet.build quick --dataset scenes`` is what run_all.sh calls. Snakemake owns order and
+``python -m hamlet.artifact.build quick --dataset scenes`` is what run_all.sh calls. Snakemake owns order and
 parallelism (workflow/Snakefile); this module owns what Snakemake cannot know: whether a stored result may
 still be used (``workflow.check_result``), how long the rest will take, and what to tell the user.
 A result that may not be used is moved to results/<profile>/<dataset>/aside/, never deleted.
@@ -22,8 +22,10 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from hamlet import inventory, paths, workflow
-from hamlet.workflow import Run
+from hamlet import paths
+from hamlet.artifact import inventory
+from hamlet.artifact import profiles as workflow
+from hamlet.artifact.profiles import Run
 
 MARK = "HAMLET_BUILD"  # every process of a build carries it, so that a killed build's leftovers are found
 
@@ -152,7 +154,7 @@ class Build:
 
     def prepare(self) -> bool:
         """Decode the images and embed the captions, with the progress shown; the Snakefile has the same rule."""
-        command = [sys.executable, "-m", "hamlet.run", "prepare", "--profile", self.profile]
+        command = [sys.executable, "-m", "hamlet.artifact.run", "prepare", "--profile", self.profile]
         return not subprocess.call([*command, "--dataset", self.dataset], env=self.environment())
 
     def engine(self, jobs: int, log: Path) -> subprocess.Popen:
@@ -271,7 +273,9 @@ def only_one(base: Path):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m hamlet.build", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m hamlet.artifact.build", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("profile")
     parser.add_argument("--dataset", default="scenes")
     parser.add_argument("--models", type=lambda text: [name for name in text.split(",") if name])

@@ -20,7 +20,7 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from hamlet import report
+from hamlet.artifact import results as report
 
 COLOURS = {"ResNet18": "#0072B2", "MobileNetV3": "#E69F00", "other": "#999999"}
 BACKBONES = ["ResNet18", "MobileNetV3"]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from hamlet import claims, paper, report
+from hamlet.artifact import claims, paper
+from hamlet.artifact import results as report
 from hamlet.paths import ROOT
 
 NOT_FAR = {("scenes", "mlp_mobilenetv3"), ("scenes", "sparse_mobilenetv3")}  # named in the README

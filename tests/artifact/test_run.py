@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
-from hamlet import paths, run, workflow
-from hamlet.workflow import Run
+from hamlet import paths
+from hamlet.artifact import profiles as workflow
+from hamlet.artifact import run
+from hamlet.artifact.profiles import Run
 
 SMOKE = Run("smoke", "scenes", "gem_resnet18", "default", 0)
 
@@ -20,7 +22,7 @@ def made(tmp_path_factory):
         "PYTHONPATH": str(paths.ROOT),
         "GIT_DIR": str(root / "none"),
     }
-    command = [sys.executable, "-m", "hamlet.run", "--profile", "smoke", "--dataset", "scenes"]
+    command = [sys.executable, "-m", "hamlet.artifact.run", "--profile", "smoke", "--dataset", "scenes"]
     torn = root / "results/smoke/scenes/gem_resnet18/.seed0.partial/.checkpoint.77.partial.safetensors"
     torn.parent.mkdir(parents=True)
     torn.write_bytes(b"a killed process wrote this")

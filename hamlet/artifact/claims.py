@@ -2,7 +2,7 @@
 folder.
 
 The rule and its history stand in the header of ``data/paper/claims.yaml``; this module applies it. Its inputs
-are what ``hamlet.report`` loads and verifies, and the per-query values of each run. A missing run is a reason
+are what ``hamlet.artifact.results`` loads and verifies, and the per-query values of each run. A missing run is a reason
 in the table, never a number.
 """
 
@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from hamlet import report, workflow
 from hamlet import statistics as st
-from hamlet.paper import Paper, atoms, tolerance
+from hamlet.artifact import profiles as workflow
+from hamlet.artifact import results as report
+from hamlet.artifact.paper import Paper, atoms, tolerance
 
 ALPHA = 0.05
 PER_QUERY = ("AP", "P@1", "P@5", "P@10")
@@ -41,7 +42,7 @@ class Measured:
 
 
 def load_measured(profile: str, dataset: str, protocol: str = "default") -> Measured:
-    """Every finished run, verified by ``hamlet.report``. report.ResultError if a file changed since its run,
+    """Every finished run, verified by ``hamlet.artifact.results``. report.ResultError if a file changed since its run,
     ValueError if the queries differ between runs.
     """
     measured, by_run, reference = Measured(), {}, None
@@ -299,7 +300,7 @@ def improvement(profile: str, *, resamples: int = 2_000, seed: int = 0) -> pd.Da
 
 
 def printed(table: pd.DataFrame) -> pd.DataFrame:
-    """A claims or comparisons table as strings for ``hamlet.report.write_table``: rounded, intervals in
+    """A claims or comparisons table as strings for ``hamlet.artifact.results.write_table``: rounded, intervals in
     brackets, named by what was resampled.
 
     The Japanese text and the formulas stay in data/paper/claims.yaml, under the same id.

@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from hamlet import figures, findings, report
+from hamlet.artifact import figures, findings
+from hamlet.artifact import results as report
 
 
 def test_accuracy_names_leader_gap_controls_and_text():

@@ -16,7 +16,7 @@ MODELS = "gem_mobilenetv3,hamlet_mobilenetv3"
 
 
 def build(output: Path, cache: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "hamlet.build", "smoke", "--models", MODELS, "--jobs", "1"]
+    command = [sys.executable, "-m", "hamlet.artifact.build", "smoke", "--models", MODELS, "--jobs", "1"]
     known = os.environ | {"HAMLET_OUTPUT": str(output), "HAMLET_CACHE": str(cache)}
     known |= {"PYTHONPATH": str(paths.ROOT), "OMP_NUM_THREADS": "1"}
     with (output / "log").open("a") as log:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hamlet import audit
+from hamlet.artifact import audit
 
 
 def test_nearest_multiple_by_hand():

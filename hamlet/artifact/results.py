@@ -1,7 +1,7 @@
 """From stored results to summaries and written tables: the only road from a run to a number on a page.
 
-A summary is the tidy frame of floats behind a table (hamlet.tables) or a figure (hamlet.figures). A measured
-number comes from a result whose digest and file hashes hold; a reported one is labelled as reported.
+A summary is the tidy frame of floats behind a table (hamlet.artifact.tables) or a figure (hamlet.artifact.figures). A
+measured number comes from a result whose digest and file hashes hold; a reported one is labelled as reported.
 """
 
 import functools
@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from hamlet import paper, paths
+from hamlet import paths
 from hamlet import statistics as st
-from hamlet.workflow import digest
+from hamlet.artifact import paper
+from hamlet.artifact.profiles import digest
+from hamlet.errors import HamletError
 
 ACCURACY = ["mAP", "P@1", "P@5", "P@10"]
 RESAMPLES = 2_000  # of the queries, for a half width of four printed decimals
@@ -35,7 +37,7 @@ CONTROLS = {
 FOREIGN = "The report names neither its data set nor its GPU, so a difference is no error of either side."
 
 
-class ResultError(ValueError):
+class ResultError(HamletError):
     """A stored result is not what its run wrote."""
 
 

@@ -1,6 +1,6 @@
 """What tables and figures are made of: the notebooks and their files, the list of runs, the efficiency measurement.
 
-workflow/Snakefile and hamlet.build ask here what has to be made; like hamlet.workflow it imports no torch.
+workflow/Snakefile and hamlet.artifact.build ask here what has to be made; it imports no torch.
 """
 
 import hashlib
@@ -10,8 +10,9 @@ from pathlib import Path
 
 import yaml
 
-from hamlet import paths, workflow
-from hamlet.workflow import Run
+from hamlet import paths
+from hamlet.artifact import profiles as workflow
+from hamlet.artifact.profiles import Run
 
 
 def reports(profile: str, dataset: str) -> dict[str, list[Path]]:

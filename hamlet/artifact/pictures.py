@@ -1,6 +1,6 @@
 """Figures made of images: queries with their nearest images, and the data set's contact sheet.
 
-As in hamlet.figures, each is drawn from one tidy frame; the images come from the data set's decoded cache.
+As in hamlet.artifact.figures, each is drawn from one tidy frame; the images come from the data set's decoded cache.
 """
 
 import re
@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from hamlet.artifact.figures import new_figure
+from hamlet.artifact.run import load_data
 from hamlet.data import RetrievalDataset
-from hamlet.figures import new_figure
-from hamlet.run import load_data
 
-RIGHT, WRONG = "#009E73", "#D55E00"  # Okabe and Ito, as in hamlet.figures
+RIGHT, WRONG = "#009E73", "#D55E00"  # Okabe and Ito, as in hamlet.artifact.figures
 LETTERS = 18  # of a class name that fit over an image
 
 

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from hamlet import paths
-from hamlet.paper import Paper, Span, half_unit, parse, reported
+from hamlet.artifact.paper import Paper, Span, half_unit, parse, reported
 
 REPORT = paths.ROOT.parent / "shared" / "paper" / "hamlet_report_ja.md"
 

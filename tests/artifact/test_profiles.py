@@ -1,4 +1,4 @@
-"""hamlet.workflow: profiles are refused where they are wrong, and a stored result that no longer answers is found."""
+"""Profiles are refused where they are wrong, and a stored result that no longer answers is found."""
 
 import hashlib
 import json
@@ -7,8 +7,9 @@ import re
 import pytest
 import yaml
 
-from hamlet import paths, workflow
-from hamlet.workflow import Run
+from hamlet import paths
+from hamlet.artifact import profiles as workflow
+from hamlet.artifact.profiles import Run
 
 SEVEN = [
     "hamlet_resnet18",

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from hamlet.paper import Paper, reported
+from hamlet.artifact.paper import Paper, reported
 
 BASE = "HAMLET_ResNet18"
 NULLS = {
@@ -214,7 +214,7 @@ def figure(data: pd.DataFrame) -> Figure:
     simulated tables beside the reported number. Shape, fill and dashes carry the reading, so it survives
     greyscale.
     """
-    from hamlet.figures import STYLE
+    from hamlet.artifact.figures import STYLE
 
     with plt.rc_context(STYLE):
         drawing, axes = plt.subplots(2, 2, figsize=(9.5, 6.6), layout="constrained")

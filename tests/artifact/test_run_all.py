@@ -1,4 +1,4 @@
-"""run_all.sh and hamlet.build from a user's side, in a copy of the project whose path has a space.
+"""run_all.sh and hamlet.artifact.build from a user's side, in a copy of the project whose path has a space.
 
 Training is replaced by a stand-in that writes results in the contract's form within a moment; the shell script,
 the driver, Snakemake and the Snakefile are the real ones. The active conda environment is played by the
@@ -18,11 +18,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hamlet import paths, workflow
+from hamlet import paths
+from hamlet.artifact import profiles as workflow
 
 STUB = """
 import argparse, hashlib, json, os, sys, time
-from hamlet import inventory, paths, workflow
+from hamlet import paths
+from hamlet.artifact import inventory, profiles as workflow
 
 def finish(folder, record, wall):
     partial = folder.with_name("." + folder.name + ".partial")
@@ -68,7 +70,8 @@ else:
 
 STUB_EFFICIENCY = """
 import argparse, json
-from hamlet import paths, workflow
+from hamlet import paths
+from hamlet.artifact import profiles as workflow
 parser = argparse.ArgumentParser()
 parser.add_argument("--profile"), parser.add_argument("--dataset")
 given = parser.parse_args()

@@ -1,6 +1,6 @@
 """Tables 1 and 2 with the report's rows, order, columns and decimals, and the tables around them.
 
-Each function turns a summary of hamlet.report into a frame of strings, exactly as `report.write_table` writes
+Each function turns a summary of hamlet.artifact.results into a frame of strings, exactly as `report.write_table` writes
 it; an empty string is a value that no run produced.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from hamlet.report import ACCURACY, EFFICIENCY, labels, printed
+from hamlet.artifact.results import ACCURACY, EFFICIENCY, labels, printed
 
 
 def _fixed(values: Iterable[float], decimals: int, sign: str = "") -> list[str]:

@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from hamlet import figures, paths, pictures, report
+from hamlet import paths
+from hamlet.artifact import figures, pictures
+from hamlet.artifact import results as report
 
 FEW = ("spca_resnet18", "dscf_resnet18", "gem_resnet18-text", "mlp_mobilenetv3")  # left out: time is short
 
@@ -89,7 +91,7 @@ def test_bytes_do_not_depend_on_the_process(tmp_path, profile):
     data = figures.tradeoff_data(profile[1], profile[2])
     data.to_csv(tmp_path / "data.csv", index=False)
     code = (
-        "import sys, pandas as pd; from hamlet import figures; d = pd.read_csv(sys.argv[1]);"
+        "import sys, pandas as pd; from hamlet.artifact import figures; d = pd.read_csv(sys.argv[1]);"
         "figures.save_figure(figures.tradeoff(d), sys.argv[2], d)"
     )
     environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": str(paths.ROOT)}

@@ -1,0 +1,54 @@
+"""Expected mistakes, in one line: what is wrong (file or value), what was expected, and how to go on.
+
+Library code raises ``HamletError`` (or a subclass) for whatever a person, a file or a machine may get wrong. Every
+command line runs its work inside ``one_line``, the one place that turns such errors into a line and an exit code.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+ADVICE = {
+    errno.ENOSPC: "the disk is full: free some space, then give the same command again",
+    errno.EACCES: "no permission: choose another place, or change the permissions",
+    errno.EPERM: "not permitted: choose another place, or change the permissions",
+    errno.EROFS: "the file system is read-only: choose another place",
+}
+
+
+class HamletError(ValueError):
+    """An expected mistake; its message names the file or value, what was expected and the way out."""
+
+
+@contextmanager
+def one_line(arguments: Sequence[str] | None = None) -> Iterator[None]:
+    """Run a command's work: expected errors end the process with one line on stderr and exit code 1.
+
+    ``--traceback`` among the arguments (default: the process's) shows the whole error instead. A reader that goes
+    away (``| head``) ends the process quietly; Ctrl-C ends it with 130.
+    """
+    if "--traceback" in (sys.argv if arguments is None else arguments):
+        yield
+        return
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # the interpreter flushes once more at exit
+        sys.exit(141)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except MemoryError:
+        sys.exit(
+            "error: not enough memory; ask for less at a time (--batch-size, --jobs) or use a larger machine"
+        )
+    except HamletError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"error: {place}{ADVICE.get(error.errno, error.strerror or error)}")
