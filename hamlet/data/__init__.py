@@ -74,6 +74,7 @@ def _loaders() -> dict[str, Callable[..., RetrievalDataset]]:
     return {
         "scenes": _scenes,
         "grocery": grocery.load,
+        "grocery_unseen": grocery.load_unseen,
         "folder": folder.load,
         "cifar10": public.cifar10,
         "flowers102": public.flowers102,
