@@ -37,9 +37,9 @@ def decode_size(image_size: int) -> int:
 def _resized(native: np.ndarray, size: int) -> Iterator[np.ndarray]:
     from PIL import Image
 
-    from hamlet.data import cache
+    from hamlet.data import decode
 
-    return (cache.fit(Image.fromarray(image), size) for image in native)
+    return (decode.fit(Image.fromarray(image), size) for image in native)
 
 
 def _scenes(

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from hamlet import paths
-from hamlet.data import DataError, archive, cache, grocery, load_dataset
+from hamlet.data import DataError, archive, grocery, load_dataset
 from hamlet.data.dataset import content_hash
+from hamlet.data.decode import decode
 
 CLASSES = [("Red-Apple", "Apple", 0), ("Green-Apple", "Apple", 0), ("Banana", "Banana", 1)]
 
@@ -71,7 +72,7 @@ def test_miniature_is_read_as_published(miniature):
     assert data.query.coarse_labels.tolist() == [0] * 8 + [1] * 4
     assert data.train.captions[8] == "A Banana to eat." and data.gallery is None
     for split in data.splits.values():
-        expected = np.stack([cache.decode(miniature / path, 8) for path in split.paths])
+        expected = np.stack([decode(miniature / path, 8) for path in split.paths])
         assert np.array_equal(split.images, expected)
     iconic = data.protocols["iconic"]
     assert (iconic.query, iconic.gallery) == ("iconic", "query")
