@@ -31,10 +31,8 @@ RECIPE = f"centre-square bicubic white 2 / Pillow {PIL.__version__}"
 MAX_PIXELS = 100_000_000  # decoded pixels of one image: about 1.6 GB at its widest (RGBA on white)
 LARGE = 16_000_000  # images above are decoded one at a time, so that several do not meet in memory
 EXTENSIONS = frozenset(
-    f".{kind}"
-    for kind in (
-        "jpg jpeg jpe jfif png apng bmp dib gif tif tiff webp ppm pgm pbm pnm jp2 j2k jpx heic heif hif avif"
-    ).split(" ")
+    ".jpg .jpeg .jpe .jfif .png .apng .bmp .dib .gif .tif .tiff .webp .ppm .pgm .pbm .pnm "  # noqa: SIM905
+    ".jp2 .j2k .jpx .heic .heif .hif .avif".split()
 )
 LITTER = frozenset(("thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "#recycle"))
 TABLES = ("captions.csv", "labels.csv")  # beside the images of a data set, and no images
