@@ -71,7 +71,7 @@ def seed_everything(seed: int) -> None:
 def build_model(run: Run, settings: dict) -> RetrievalModel:
     """The run's model, initialised from its seed, channels last."""
     seed_everything(run.seed)
-    options = {"text": {"text": True}, "no_exchange": {"exchange": False}}.get(run.variant, {})
+    options = {"text": {"text": "alignment"}, "no_exchange": {"exchange": False}}.get(run.variant, {})
     model = create_model(run.model, pretrained=settings["pretrained"], **options)
     # bfloat16 speeds ResNets on a CPU and slows MobileNets' depthwise convolutions; heads gain in both
     on_cpu = choose_device(settings["device"]).type == "cpu"
