@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse
 import torch
 
-from hamlet import relevance
+from hamlet import arguments
 from hamlet.errors import HamletError
 
 Matrix = np.ndarray | torch.Tensor | scipy.sparse.sparray
@@ -68,26 +68,23 @@ def retrieval_metrics(
 
     Raises HamletError for an argument that does not fit, naming it and the first wrong row.
     """
-    ks = relevance.cutoffs(ks)
+    ks = arguments.cutoffs(ks)
     if protocol not in ("full", "revisited"):
         raise HamletError(f'protocol: expected "full" or "revisited", got {protocol!r}')
     scores = _Scores(query, gallery, exclude, threads)
     if protocol == "full":
-        names = ("query_labels", "gallery_labels")
-        hot = scores.one_hot(query_labels, gallery_labels, names)
-        cameras = relevance.cameras(cameras, scores.shape, scores.alone)
+        hot = arguments.one_hot(query_labels, gallery_labels, ("query_labels", "gallery_labels"), scores)
+        cameras = arguments.cameras(cameras, scores)
         return _result(scores.measure(lambda i: hot[0][i] @ hot[1].T, lambda *a: _precision(*a, ks), cameras))
     if gallery_labels is not None or cameras is not None:
-        raise HamletError(
-            "gallery_labels, cameras: the revisited protocol knows none; list such images as junk"
-        )
-    truth, mean, per_query = relevance.difficulties(query_labels, scores.shape), {}, {}
+        raise HamletError("gallery_labels, cameras: the revisited protocol knows none; list images as junk")
+    truth, mean, per_query = arguments.difficulties(query_labels, scores.shape), {}, {}
     for name, (good, bad) in REVISITED.items():
-        good, skips = sum(truth[key] for key in good), [truth[key] for key in [*bad, "junk"]]
-        found = scores.measure(good.__getitem__, lambda *a: _precision(*a, ks, trapezoidal=True), None, skips)
+        positives, skips = sum(truth[key] for key in good), [truth[key] for key in [*bad, "junk"]]
+        found = scores.measure(positives.__getitem__, lambda *a: _precision(*a, ks, True), None, skips)
         result = _result(found)
-        mean |= {f"{name}/{'trapezoidal-' * (k == 'mAP')}{k}": v for k, v in result.mean.items()}
-        per_query |= {f"{name}/{'trapezoidal-' * (k == 'AP')}{k}": v for k, v in result.per_query.items()}
+        mean |= {f"{name}/{k.replace('mAP', 'trapezoidal-mAP')}": v for k, v in result.mean.items()}
+        per_query |= {f"{name}/{'trapezoidal-AP' if k == 'AP' else k}": v for k, v in found.items()}
     return RetrievalResult(mean, per_query)
 
 
@@ -112,10 +109,12 @@ def hierarchical_metrics(
     0.5**alpha / C for the C others of its coarse class. Ties: the less relevant item comes ahead. With no
     other item in the coarse class, H-AP is AP. Other arguments and errors as in ``retrieval_metrics``.
     """
-    relevance.number("alpha", alpha, 0, np.inf)
+    alpha = arguments.number("alpha", alpha, 0, 1e6)
     scores = _Scores(query, gallery, exclude, threads)
-    fine, gallery_fine = scores.one_hot(fine, gallery_fine, ("fine", "gallery_fine"), several=False)
-    hot = scores.one_hot(coarse, gallery_coarse, ("coarse", "gallery_coarse"), several=False)
+    fine, gallery_fine = arguments.one_hot(
+        fine, gallery_fine, ("fine", "gallery_fine"), scores, several=False
+    )
+    hot = arguments.one_hot(coarse, gallery_coarse, ("coarse", "gallery_coarse"), scores, several=False)
     pairs = [np.concatenate([a.indices, b.indices]) for a, b in ((fine, gallery_fine), hot)]
     if len(np.unique(pairs[0])) != np.unique(pairs, axis=1).shape[1]:
         raise HamletError("coarse: one fine class lies in two coarse classes; expected a tree")
@@ -123,20 +122,22 @@ def hierarchical_metrics(
     def graded(block, index, rows, cols, tie, band) -> tuple[dict, np.ndarray]:
         same = fine.indices[index[rows]] == gallery_fine.indices[cols]
         near, far = (_take(block, rows[kept], cols[kept]) for kept in (same, ~same))
-        size = [(_numpy(x) > -np.inf).sum(axis=1) for x in (near, far)]
+        size = [(x > -np.inf).sum(axis=1) for x in (near, far)]
         rel = [level / np.maximum(n, 1) for level, n in zip((1, 0.5**alpha), size, strict=True)]
-        shift = np.where(rel[0] >= rel[1], -tie.T, tie.T).T
+        edge = (
+            tie * np.where(rel[0] >= rel[1], -1, 1)[:, None]
+        )  # of the two that tie, the less relevant first
         rest, total, unsure = _rising(block), 0.0, False
-        for own, other, weight, edge in ((near, far, rel[0], shift), (far, near, rel[1], -shift)):
-            negatives, unsure_negatives = _ahead(rest, own, -tie, band)
-            others, unsure_others = _ahead(_flipped(other), own, edge, band)
-            row, t = np.nonzero(_numpy(own) > -np.inf)
+        for own, other, weight, shift in ((near, far, rel[0], edge), (far, near, rel[1], -edge)):
+            negatives, open_negatives = _ahead(rest, own - tie, band)
+            others, open_others = _ahead(other[:, ::-1], own + shift, band)
+            row, t = np.nonzero(own > -np.inf)
             hrank = (t + 1) * weight[row] + others[row, t] * np.minimum(*rel)[row]
             rank = t + 1 + others[row, t] + negatives[row, t]
             total += np.bincount(row, hrank / rank, len(index))
-            unsure = unsure | unsure_negatives | unsure_others
+            unsure = unsure | open_negatives | open_others
         mass = size[0] * rel[0] + size[1] * rel[1]
-        return {"HAP": total / np.where(mass > 0, mass, np.nan), "positives": sum(size).astype(float)}, unsure
+        return {"HAP": total / np.where(mass > 0, mass, np.nan), "positives": 1.0 * sum(size)}, unsure
 
     return _result(scores.measure(lambda i: hot[0][i] @ hot[1].T, graded))
 
@@ -145,9 +146,9 @@ class _Scores:
     """Checked embeddings and their float64 inner products, block of queries by block."""
 
     def __init__(self, query: Matrix, gallery: Matrix | None, exclude, threads: int | None):
-        self.threads = torch.get_num_threads() if threads is None else relevance.whole("threads", threads)
-        q, norms = relevance.rows(query, "query")
-        g, others = (q, norms) if gallery is None else relevance.rows(gallery, "gallery")
+        self.threads = torch.get_num_threads() if threads is None else arguments.whole("threads", threads)
+        q, norms = arguments.rows(query, "query")
+        g, others = (q, norms) if gallery is None else arguments.rows(gallery, "gallery")
         if q.shape[1] != g.shape[1]:
             raise HamletError(f"query has {q.shape[1]} dimensions, gallery {g.shape[1]}; expected the same")
         if torch.is_tensor(q) != torch.is_tensor(g):
@@ -159,16 +160,10 @@ class _Scores:
             g = _float64(g)
         self.query, self.gallery, self.alone, self.shape = q, g, gallery is None, (q.shape[0], g.shape[0])
         self.norms = np.maximum(norms * others.max(initial=0), 1e-200)
-        self.skips = [] if exclude is None else [relevance.listed(exclude, self.shape, "exclude")]
+        self.skips = [] if exclude is None else [arguments.listed(exclude, self.shape, "exclude")]
         # What rounding can do (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 4.2) up to
         # 2,000 dimensions; above, half a tie, still 25 times the usual error. Sparse products keep one order.
         self.band = 0.0 if self.sparse else min((2 * q.shape[1] + 4) * 2.0**-53, TIE / 2)
-
-    def one_hot(self, query, gallery, names: tuple[str, str], several: bool = True) -> list:
-        if self.alone != (gallery is None):
-            wrong = "given without a gallery" if self.alone else "missing for the gallery"
-            raise HamletError(f"{names[1]}: {wrong}")
-        return relevance.one_hot(query, gallery, names, self.shape, several)
 
     def block(self, index: np.ndarray, fixed: bool = False):
         """Scores (b, N) float64; fixed: each a function of its two vectors alone, as NumPy sums a row in one order."""
@@ -197,8 +192,8 @@ class _Scores:
         step = min(max(step, 16), 1024)
 
         def once(index: np.ndarray, fixed: bool) -> tuple[dict, np.ndarray]:
-            scores, (rows, cols) = self.block(index, fixed), relevance.pairs(positives(index))
-            for pairs in [relevance.pairs(matrix[index]) for matrix in [*self.skips, *skips]]:
+            scores, (rows, cols) = self.block(index, fixed), arguments.pairs(positives(index))
+            for pairs in [arguments.pairs(matrix[index]) for matrix in [*self.skips, *skips]]:
                 scores[pairs] = -np.inf
             if self.alone:
                 scores[np.arange(len(index)), index] = -np.inf
@@ -224,8 +219,8 @@ class _Scores:
 def _precision(scores, index, rows, cols, tie, band, ks, trapezoidal=False) -> tuple[dict, np.ndarray]:
     """Metrics of a block of queries, and which of them rounding could change."""
     own = _take(scores, rows, cols)
-    ahead, unsure = _ahead(_rising(scores), own, -tie, band)
-    row, t = np.nonzero(_numpy(own) > -np.inf)
+    ahead, unsure = _ahead(_rising(scores), own - tie, band)
+    row, t = np.nonzero(own > -np.inf)
     total, rank = np.bincount(row, minlength=len(index)), t + 1 + ahead[row, t]
     some = np.where(total > 0, 1.0, np.nan)
 
@@ -235,56 +230,52 @@ def _precision(scores, index, rows, cols, tie, band, ks, trapezoidal=False) -> t
     precision, first, within = (t + 1) / rank, t == 0, rank <= total[row]
     before = np.where(rank > 1, t / np.maximum(rank - 1, 1), 1) if trapezoidal else precision
     out = {"AP": mean((precision + before) / 2, total), "R-precision": mean(within, total)}
-    out |= {"MAP@R": mean(within * precision, total), "MRR": mean(first / rank, 1)}
+    out |= {"MAP@R": mean(within * precision, total), "MRR": mean(first / rank, 1), "positives": 1.0 * total}
     last = mean(rank * (t + 1 == total[row]), 1) if trapezoidal else np.inf
     for k in ks:
         out |= {f"P@{k}": mean(rank <= k, np.minimum(k, last)), f"R@{k}": mean(first & (rank <= k), 1)}
-    return out | {"positives": total.astype(np.float64)}, unsure
+    return out, unsure
 
 
-def _take(scores, rows: np.ndarray, cols: np.ndarray):
+def _take(scores, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
     """Move items out of a block (-inf stays behind): (b, most), each row falling, filled up with -inf."""
     count = np.bincount(rows, minlength=len(scores))
     place = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
     own = np.full((len(scores), max(1, count.max(initial=0))), -np.inf)
-    if torch.is_tensor(scores):
-        own, rows, cols, place = (torch.from_numpy(x).to(scores.device) for x in (own, rows, cols, place))
-    own[rows, place] = scores[rows, cols]
-    scores[rows, cols] = -np.inf
-    return _flipped(_rising(own))
+    cells = tuple(map(torch.from_numpy, (rows, cols))) if torch.is_tensor(scores) else (rows, cols)
+    own[rows, place] = _numpy(scores[cells])
+    scores[cells] = -np.inf
+    return _rising(own)[:, ::-1]
 
 
 def _rising(scores):
+    """Each row sorted, in place if it can be."""
     if torch.is_tensor(scores):
         return scores.sort(1).values
     scores.sort(axis=1)
     return scores
 
 
-def _flipped(scores):
-    return scores.flip(1) if torch.is_tensor(scores) else scores[:, ::-1]
-
-
-def _ahead(rivals, own, shift: np.ndarray, band: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many of the rivals (b, N), rising, reach own + shift (b, P); rows where any lies within ``band`` of it."""
+def _ahead(rivals, edges: np.ndarray, band: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many of the rivals (b, N), rising, reach each edge (b, P); the rows where one lies within ``band`` of it."""
     size = rivals.shape[1]
-    if not size:
-        return np.zeros(own.shape, np.int64), np.zeros(len(own), bool)
     if torch.is_tensor(rivals):
-        shift, band = (torch.from_numpy(x).to(rivals.device) for x in (shift, band))
-        below = torch.searchsorted(rivals, own + (shift - band))
-        next_one = rivals.gather(1, below.clamp(max=size - 1))
-    else:
-        below = np.empty(own.shape, np.int64)
-        for row, edges, found in zip(rivals, own + (shift - band), below, strict=True):
-            found[:] = row.searchsorted(edges)
-        next_one = np.take_along_axis(rivals, np.minimum(below, size - 1), axis=1)
-    unsure = (below < size) & (next_one < own + (shift + band))
-    return size - _numpy(below), _numpy(unsure).any(axis=1)
+        low, high = (
+            _numpy(torch.searchsorted(rivals, torch.from_numpy(edges + side).to(rivals.device)))
+            for side in (-band, band)
+        )
+        return size - low, (low != high).any(axis=1)
+    below = np.zeros(edges.shape, np.int64)
+    for row, values, found in zip(rivals, edges - band, below, strict=True):
+        found[:] = row.searchsorted(values)
+    row, t = np.nonzero(below < size)
+    unsure = np.zeros(len(edges), bool)
+    unsure[row[rivals[row, below[row, t]] < (edges + band)[row, t]]] = True
+    return size - below, unsure
 
 
 def _numpy(values):
-    return values.detach().cpu().numpy() if torch.is_tensor(values) else values
+    return values.cpu().numpy() if torch.is_tensor(values) else values
 
 
 def _float64(values):
@@ -296,7 +287,7 @@ def _result(per_query: dict[str, np.ndarray]) -> RetrievalResult:
     for name, values in per_query.items():
         if name != "positives":
             mean["mAP" if name == "AP" else name] = (
-                float(values[counted].mean()) if counted.any() else float("nan")
+                float(np.mean(values[counted])) if counted.any() else np.nan
             )
     return RetrievalResult(
         mean | {"queries": int(counted.sum()), "skipped": int((~counted).sum())}, per_query

@@ -71,10 +71,14 @@ def rows(values, name: str) -> tuple[np.ndarray | Csr | torch.Tensor, np.ndarray
     return values, norms
 
 
-def one_hot(query, gallery, names: tuple[str, str], shape: tuple, several: bool = True) -> list[Csr]:
-    """Labels of both sides as boolean matrices (rows, labels) with common columns; gallery None: leave-one-out."""
-    sides = [_labels(query, names[0], shape[0], several)]
-    sides += [] if gallery is None else [_labels(gallery, names[1], shape[1], several)]
+def one_hot(query, gallery, names: tuple[str, str], of, several: bool = True) -> list[Csr]:
+    """Labels of both sides as boolean matrices (rows, labels) with common columns; of: their scores."""
+    if of.alone != (gallery is None):
+        raise HamletError(
+            f"{names[1]}: {'given without a gallery' if of.alone else 'missing for the gallery'}"
+        )
+    sides = [_labels(query, names[0], of.shape[0], several)]
+    sides += [] if of.alone else [_labels(gallery, names[1], of.shape[1], several)]
     if len(forms := sorted({form for form, flat, _ in sides if flat})) > 1:
         raise HamletError(f"{' and '.join(names)}: cannot compare {' with '.join(forms)}; pass the same kind")
     known = {
@@ -90,21 +94,16 @@ def one_hot(query, gallery, names: tuple[str, str], shape: tuple, several: bool 
     return hot if len(hot) == 2 else hot * 2
 
 
-def cameras(values, shape: tuple[int, int], alone: bool) -> tuple[np.ndarray, np.ndarray] | None:
+def cameras(values, of) -> list[np.ndarray] | None:
     """Camera codes of queries and gallery, from one sequence in leave-one-out or a pair with a gallery."""
     if values is None:
         return None
-    pair = (values, None) if alone else values
-    if not alone and not (
-        isinstance(values, tuple | list) and len(values) == 2 and not any(map(np.isscalar, values))
-    ):
+    pair, names = ((values, None), ("cameras", "")) if of.alone else (values, ("cameras[0]", "cameras[1]"))
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or any(map(np.isscalar, pair)):
         raise HamletError(
             "cameras: with a gallery, expected a pair (codes of the queries, codes of the gallery)"
         )
-    hot = one_hot(
-        *pair, ("cameras", "cameras") if alone else ("cameras[0]", "cameras[1]"), shape, several=False
-    )
-    return hot[0].indices, hot[1].indices
+    return [hot.indices for hot in one_hot(*pair, names, of, several=False)]
 
 
 def difficulties(truth, shape: tuple[int, int]) -> dict[str, Csr]:
@@ -136,12 +135,11 @@ def listed(values, shape: tuple[int, int], name: str) -> Csr:
     lists = _items(values, name, shape[0])
     for i, x in enumerate(lists):
         if not isinstance(x, list) or not all(type(j) is int and 0 <= j < shape[1] for j in x):
-            raise HamletError(f"{name}: query {i}: expected gallery indices 0..{shape[1] - 1}, got {x!s:.60}")
-        if len(x) == shape[1] > len(set(x)):
-            raise HamletError(f"{name}: query {i} repeats indices; pass a mask as an array of booleans")
-    lists = [sorted(set(x)) for x in lists]
-    flat = np.array([j for x in lists for j in x], np.int64)
-    return Csr((np.ones(len(flat), bool), flat, np.cumsum([0, *map(len, lists)])), shape)
+            raise HamletError(f"{name}: query {i}: expected gallery indices 0..{shape[1] - 1}, got {x!s:.50}")
+        if len(x) == shape[1] > len({*x}):
+            raise HamletError(f"{name}: query {i} repeats indices; pass a 0/1 mask as an array")
+    flat, ends = [j for x in lists for j in sorted({*x})], np.cumsum([0, *(len({*x}) for x in lists)])
+    return Csr((np.ones(len(flat), bool), np.array(flat, np.int64), ends), shape)
 
 
 def pairs(matrix: Csr) -> tuple[np.ndarray, np.ndarray]:
@@ -153,35 +151,34 @@ def _labels(values, name: str, count: int, several: bool) -> tuple[str, list, np
     """(kind of labels, all of them as Python objects, where each row's begin)."""
     if _is_matrix(values):
         if not several or values.shape[1] == 1:
-            shape = tuple(values.shape)
-            raise HamletError(
-                f"{name}: shape {shape}; pass one column, such as labels[:, 0], for one label a row"
-            )
+            wanted = "pass one column, labels[:, 0], for one label a row"
+            raise HamletError(f"{name}: shape {tuple(values.shape)}; {wanted}")
         hot = _indicator(values, name)
         _same_length(hot.shape[0], count, name)
         return f"a 0/1 matrix of {hot.shape[1]} labels", hot.indices.tolist(), hot.indptr
-    items = _items(values, name, count)
-    sets = any(isinstance(x, list) for x in items)
-    if sets and not several:
-        raise HamletError(f"{name}: expected one label for each row, got several")
-    items = [x if isinstance(x, list) else [x] for x in items]
-    ends = np.cumsum([0, *map(len, items)])
-    flat = [label for item in items for label in item]
+    items = flat = _items(values, name, count)
+    ends = np.arange(count + 1)
+    if sets := any(isinstance(x, list) for x in items):
+        for i, x in enumerate(items):
+            if (
+                not several
+                or not isinstance(x, list)
+                or any(isinstance(y, list) for y in x)
+                or len({*x}) < len(x)
+            ):
+                wanted = "in every row a collection of distinct labels" if several else "one label a row"
+                raise HamletError(
+                    f"{name}: row {i} is {x!s:.50}; expected {wanted} (a 0/1 matrix as an array)"
+                )
+        flat, ends = [label for x in items for label in x], np.cumsum([0, *map(len, items)])
     kind = next((k for k in (str, bytes) if flat and isinstance(flat[0], k)), int)
     exact = 2 / _spacing(values)  # from here on a float stands for several integers
     for i, x in enumerate(flat):
-        if not isinstance(x, kind) and not (
-            kind is int and isinstance(x, float) and x.is_integer() and abs(x) < exact
-        ):
+        whole_float = kind is int and isinstance(x, float) and x.is_integer() and abs(x) < exact
+        if not (isinstance(x, kind) or whole_float):
             row = np.searchsorted(ends, i, "right") - 1
-            raise HamletError(
-                f"{name}: row {row} is {x!s:.60}; expected integers that their type holds exactly, or strings alone"
-            )
-    for i, item in enumerate(items):
-        if len(set(item)) < len(item):
-            raise HamletError(
-                f"{name}: row {i} repeats a label; pass a 0/1 matrix as an array, sets as collections"
-            )
+            wanted = "integers that their type holds exactly, or strings alone"
+            raise HamletError(f"{name}: row {row} is {x!s:.50}; expected {wanted}")
     return f"{'sets of' if sets else 'single'} labels ({kind.__name__})", flat, ends
 
 
@@ -189,10 +186,7 @@ def _items(values, name: str, count: int) -> list:
     """A sequence as Python objects, one for each row; collections in it as lists."""
     if np.ma.is_masked(values):
         raise HamletError(f"{name}: some labels are masked; fill them or drop these rows")
-    values = values.to_numpy() if hasattr(values, "to_numpy") else values
-    if not hasattr(values, "tolist") or getattr(values, "dtype", None) == np.object_:
-        values = _plain(values)
-    values = values.tolist() if hasattr(values, "tolist") else values
+    values = _plain(values.to_numpy() if hasattr(values, "to_numpy") else values)
     if not isinstance(values, list):
         raise HamletError(f"{name}: expected one for each of {count} rows, got {type(values).__name__}")
     _same_length(len(values), count, name)
@@ -201,18 +195,14 @@ def _items(values, name: str, count: int) -> list:
 
 def _plain(value):
     """Arrays, tensors and collections, one in the other, as lists of Python objects."""
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, list | tuple | set | frozenset) or getattr(value, "dtype", None) == np.object_:
         return [_plain(x) for x in value]
-    return (
-        _plain(list(value))
-        if isinstance(value, np.ndarray) and value.ndim
-        else getattr(value, "tolist", lambda: value)()
-    )
+    return value.tolist() if isinstance(value, np.ndarray | np.generic | torch.Tensor) else value
 
 
 def _same_length(given: int, count: int, name: str) -> None:
     if given != count:
-        raise HamletError(f"{name}: {given} labels or lists for {count} rows; expected one each")
+        raise HamletError(f"{name}: {given} for {count} rows; expected one each")
 
 
 def _spacing(values) -> float:
@@ -237,7 +227,7 @@ def _indicator(values, name: str) -> Csr:
     wrong = np.flatnonzero((values.data != 0) & (values.data != 1))
     if len(wrong):
         row = np.searchsorted(values.indptr, wrong[0], "right") - 1
-        raise HamletError(f"{name}: row {row} holds {values.data[wrong[0]]}; a matrix may hold 0 and 1 alone")
+        raise HamletError(f"{name}: row {row} holds {values.data[wrong[0]]}; expected 0 and 1 alone")
     values = values.astype(bool)
     values.eliminate_zeros()
     return values
