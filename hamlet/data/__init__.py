@@ -21,6 +21,7 @@ from hamlet.data.dataset import (
     Listing,
     Protocol,
     RetrievalDataset,
+    Root,
     Split,
     assemble,
     content_hash,
@@ -70,7 +71,7 @@ def list_datasets() -> list[str]:
     return list(_loaders())
 
 
-def _listed(name: str, root: str | Path | None, limit: int | None, options: dict) -> tuple[Listing, str, str]:
+def _listed(name: str, root: Root, limit: int | None, options: dict) -> tuple[Listing, str, str]:
     """The checked and limited listing, the data set's name and its content hash."""
     loaders = _loaders()
     if name not in loaders:
@@ -100,7 +101,7 @@ def _whole(label: str, value: object, low: int, high: int) -> int:
 
 
 def identity_of(
-    name: str, /, root: str | Path | None = None, *, limit: int | None = None, **options: object
+    name: str, /, root: Root = None, *, limit: int | None = None, **options: object
 ) -> tuple[str, str]:
     """``(RetrievalDataset.name, content_hash)`` without decoding, and without reading unchanged files again.
 
@@ -112,7 +113,7 @@ def identity_of(
 def load_dataset(
     name: str,
     /,
-    root: str | Path | None = None,
+    root: Root = None,
     *,
     size: int = 128,
     limit: int | None = None,

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from hamlet import paths
-from hamlet.data.dataset import Listing, Protocol, in_order, register
+from hamlet.data.dataset import Listing, Protocol, Root, in_order, register
 from hamlet.errors import DataError
 
 SPLITS = ("train", "validation", "query")
@@ -30,7 +30,7 @@ WORDS = {
 }
 
 
-def _found(name: str, root: str | Path | None, needed: Sequence[str]) -> Path:
+def _found(name: str, root: Root, needed: Sequence[str]) -> Path:
     """The folder that holds all of ``needed``: a data root, its <name>/ or downloads/<name>/."""
     bases = [base / inner for base in paths.data_roots(root) for inner in ("", name, f"downloads/{name}")]
     for base in bases:
@@ -79,7 +79,7 @@ def _column(file: Path) -> dict[str, str]:
 
 
 @register("cub200")
-def cub200(root: str | Path | None, limit: int | None, *, verify: bool = True) -> Listing:
+def cub200(root: Root, limit: int | None, *, verify: bool = True) -> Listing:
     """200 birds, ten sentences an image. The first half of the classes trains, every fifth of it is validation;
     all images of the other half are queries (the split of Song et al., CVPR 2016). verify: published counts."""
     base = _found("cub200", root, ["CUB_200_2011/images.txt", "CUB_200_2011/images"])
@@ -144,7 +144,7 @@ def _captions_txt(file: Path) -> dict[str, list[str]]:
     return captions
 
 
-def _flickr(name: str, root: str | Path | None, limit: int | None, verify: bool, published: dict) -> Listing:
+def _flickr(name: str, root: Root, limit: int | None, verify: bool, published: dict) -> Listing:
     """``captions.txt`` beside Images/; Karpathy's published split from dataset_<name>.json where it is there."""
     base = _found(name, root, ["captions.txt"])
     folder = next((base / f for f in ("Images", "images", f"{name}_images") if (base / f).is_dir()), base)
@@ -165,13 +165,13 @@ def _flickr(name: str, root: str | Path | None, limit: int | None, verify: bool,
 
 
 @register("flickr8k")
-def flickr8k(root: str | Path | None, limit: int | None, *, verify: bool = True) -> Listing:
+def flickr8k(root: Root, limit: int | None, *, verify: bool = True) -> Listing:
     """8,091 photos with five sentences each. verify: published counts."""
     return _flickr("flickr8k", root, limit, verify, {"images": 8091, "captions": 40455})
 
 
 @register("flickr30k")
-def flickr30k(root: str | Path | None, limit: int | None, *, verify: bool = True) -> Listing:
+def flickr30k(root: Root, limit: int | None, *, verify: bool = True) -> Listing:
     """31,783 photos with five sentences each. verify: published counts."""
     return _flickr("flickr30k", root, limit, verify, {"images": 31783, "captions": 158915})
 
@@ -184,9 +184,7 @@ def _json(file: Path) -> dict:
 
 
 @register("coco_captions")
-def coco_captions(
-    root: str | Path | None, limit: int | None, *, year: int = 2017, verify: bool = True
-) -> Listing:
+def coco_captions(root: Root, limit: int | None, *, year: int = 2017, verify: bool = True) -> Listing:
     """Photos with five sentences or more: the published validation images are queries, a tenth of the training
     images, at most 5,000, is validation. year: 2014 or 2017. verify: published counts."""
     known = {2014: {"train": 82783, "val": 40504}, 2017: {"train": 118287, "val": 5000}}

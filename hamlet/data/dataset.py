@@ -18,6 +18,8 @@ import pandas as pd
 
 from hamlet.errors import DataError
 
+Root = str | Path | None  # the folder that a person names; None: the usual places
+
 
 @dataclass(frozen=True)
 class Split:

@@ -22,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 
 from hamlet.data import cache, decode
-from hamlet.data.dataset import Listing, Protocol, in_order, register
+from hamlet.data.dataset import Listing, Protocol, Root, in_order, register
 from hamlet.errors import DataError
 
 TEST, VALIDATION = 0.3, 0.2  # shares of the classes, or of each class's images
@@ -239,7 +239,7 @@ def _classes(
 
 @register("folder")
 def load(
-    root: str | Path | None,
+    root: Root,
     limit: int | None,
     *,
     split_by: str | None = None,

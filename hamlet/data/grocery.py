@@ -15,6 +15,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -22,9 +23,10 @@ from filelock import FileLock
 
 from hamlet import paths
 from hamlet.data import cache
-from hamlet.data.dataset import Listing, Protocol, in_order, register
+from hamlet.data.dataset import Listing, Protocol, Root, in_order, register
 from hamlet.errors import DataError
 
+GITHUB = "https://github.com"
 COMMIT = "fc80ba90f803d79d0383df52c5a4ac5de99ff6fc"
 REPOSITORY = "marcusklasson/GroceryStoreDataset"
 CONTENT_SHA256 = "f3708b8c14cf1b97565533ab7d8c1152e672a3325ad926936e2588b4c17873a2"
@@ -49,7 +51,7 @@ PLACES = (
 )
 
 
-def find(root: str | Path | None = None) -> Path | None:
+def find(root: Root = None) -> Path | None:
     """The folder that holds classes.csv and the lists, searched below ``paths.data_roots(root)``."""
     for base in paths.data_roots(root):
         for inner in PLACES:
@@ -58,22 +60,21 @@ def find(root: str | Path | None = None) -> Path | None:
     return None
 
 
-def _classes(folder: Path) -> list[dict[str, str]]:
-    with (folder / "classes.csv").open(encoding="utf-8-sig", newline="") as handle:
+def _classes(folder: Path) -> tuple[list[dict[str, str]], list[str]]:
+    """The rows of classes.csv by label, and the names of the coarse classes by coarse label."""
+    file = folder / "classes.csv"
+    with file.open(encoding="utf-8-sig", newline="") as handle:
         table = [[cell.strip() for cell in row] for row in csv.reader(handle) if row][1:]
     keys = ("name", "label", "coarse", "coarse_label", "iconic", "description")
     classes = [dict(zip(keys, row, strict=False)) for row in table if len(row) == len(keys)]
     if len(classes) != len(table) or [c["label"] for c in classes] != [str(i) for i in range(len(classes))]:
-        raise DataError(f"{folder / 'classes.csv'}: expected six columns and class ids 0, 1, 2, ... in order")
-    return [c | {key: c[key].lstrip("/") for key in ("iconic", "description")} for c in classes]
-
-
-def _coarse_names(folder: Path, classes: list[dict[str, str]]) -> list[str]:
+        raise DataError(f"{file}: expected six columns and class ids 0, 1, 2, ... in order")
     names = {c["coarse_label"]: c["coarse"] for c in classes}
     numbered = [str(i) for i in range(len(names))]
     if set(names) != {*numbered} or any(names[c["coarse_label"]] != c["coarse"] for c in classes):
-        raise DataError(f"{folder / 'classes.csv'}: coarse ids must be 0..n-1 with one name each")
-    return [names[i] for i in numbered]
+        raise DataError(f"{file}: coarse ids must be 0..n-1 with one name each")
+    classes = [c | {key: c[key].lstrip("/") for key in ("iconic", "description")} for c in classes]
+    return classes, [names[i] for i in numbered]
 
 
 def _listed(folder: Path, split: str, classes: list[dict[str, str]]) -> list[tuple[str, str, int, int]]:
@@ -92,8 +93,7 @@ def _listed(folder: Path, split: str, classes: list[dict[str, str]]) -> list[tup
 
 def read_rows(folder: Path) -> tuple[pd.DataFrame, list[str], list[str], list[str]]:
     """Rows of the four splits, class names, coarse names, and all files that the data set consists of."""
-    classes = _classes(folder)
-    coarse_names = _coarse_names(folder, classes)
+    classes, coarse_names = _classes(folder)
     rows = [row for split in LISTS for row in _listed(folder, split, classes)]
     rows += [("iconic", c["iconic"], int(c["label"]), int(c["coarse_label"])) for c in classes]
     table = pd.DataFrame(rows, columns=["split", "path", "label", "coarse_label"])
@@ -125,7 +125,7 @@ def verify_content(folder: Path, files: list[str], digests: list[str]) -> None:
     )
 
 
-def by_hand(root: str | Path | None) -> str:
+def by_hand(root: Root) -> str:
     """How to place the data without this program's help."""
     places = ", ".join(str(base) for base in dict.fromkeys(paths.data_roots(root)))
     return (
@@ -136,7 +136,7 @@ def by_hand(root: str | Path | None) -> str:
     )
 
 
-def fetch(root: str | Path | None, source: str, check: bool) -> Path:
+def fetch(root: Root, source: str, check: bool) -> Path:
     """Download the pinned commit below the first data root, unpack, verify, rename into place."""
     import pooch
 
@@ -182,12 +182,7 @@ def fetch(root: str | Path | None, source: str, check: bool) -> Path:
 
 @register("grocery")
 def load(
-    root: str | Path | None,
-    limit: int | None,
-    *,
-    verify: bool = True,
-    download: bool = True,
-    source: str = "https://github.com",
+    root: Root, limit: int | None, *, verify: bool = True, download: bool = True, source: str = GITHUB
 ) -> Listing:
     """Splits train, validation, query (test list), iconic; captions are the class descriptions.
 
@@ -222,12 +217,7 @@ def halves(coarse_of: list[int]) -> dict[int, str]:
 
 @register("grocery_unseen")
 def load_unseen(
-    root: str | Path | None,
-    limit: int | None,
-    *,
-    verify: bool = True,
-    download: bool = True,
-    source: str = "https://github.com",
+    root: Root, limit: int | None, *, verify: bool = True, download: bool = True, source: str = GITHUB
 ) -> Listing:
     """The images of all three lists cut by class, see :func:`halves`; iconic images of the test half only."""
     listing = load(root, limit, verify=verify, download=download, source=source)
@@ -238,6 +228,4 @@ def load_unseen(
     )
     rows = listing.rows.assign(split=split.mask(iconic, "iconic"))[~iconic | (split == "query")]
     rows = in_order(rows, ("train", "validation", "query", "iconic"))
-    return Listing(
-        "grocery_unseen", rows, *(listing.class_names, listing.coarse_names), UNSEEN_PROTOCOLS, listing.root
-    )
+    return replace(listing, name="grocery_unseen", rows=rows, protocols=UNSEEN_PROTOCOLS)

@@ -20,7 +20,7 @@ from PIL import Image
 from hamlet import paths
 from hamlet.data import decode
 from hamlet.data.captioned import with_sentences
-from hamlet.data.dataset import Listing, Protocol, register
+from hamlet.data.dataset import Listing, Protocol, Root, register
 from hamlet.errors import DataError
 
 PROTOCOLS = {
@@ -34,7 +34,7 @@ FOLDERS = {"cifar10": "cifar-10-batches-py", "flowers102": "flowers-102", "pets"
 
 
 def open_parts(
-    name: str, root: str | Path | None, download: bool, make: Callable[[Path, bool], list]
+    name: str, root: Root, download: bool, make: Callable[[Path, bool], list]
 ) -> tuple[Path, list]:
     """Find the published folder below a data root (or its downloads/), else let torchvision fetch it there."""
     bases = [base / inner for base in paths.data_roots(root) for inner in ("", "downloads")]
@@ -78,7 +78,7 @@ def _table(parts: list[tuple[str, list[str], np.ndarray]], class_names: list[str
 
 
 @register("cifar10")
-def cifar10(root: str | Path | None, limit: int | None, *, download: bool = True) -> Listing:
+def cifar10(root: Root, limit: int | None, *, download: bool = True) -> Listing:
     """32 px images resampled; the last tenth of each training class is the validation split."""
     from torchvision.datasets import CIFAR10
 
@@ -97,7 +97,7 @@ def cifar10(root: str | Path | None, limit: int | None, *, download: bool = True
 
 
 @register("flowers102")
-def flowers102(root: str | Path | None, limit: int | None, *, download: bool = True) -> Listing:
+def flowers102(root: Root, limit: int | None, *, download: bool = True) -> Listing:
     """102 classes; the published train, validation and test lists."""
     from torchvision.datasets import Flowers102
 
@@ -120,7 +120,7 @@ def flowers102(root: str | Path | None, limit: int | None, *, download: bool = T
 
 
 @register("pets")
-def pets(root: str | Path | None, limit: int | None, *, download: bool = True) -> Listing:
+def pets(root: Root, limit: int | None, *, download: bool = True) -> Listing:
     """37 breeds, coarse classes Cat and Dog; the last tenth of each class of trainval is the validation split."""
     from torchvision.datasets import OxfordIIITPet
 

@@ -13,6 +13,8 @@ import math
 import multiprocessing
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from hamlet.data import cache, decode
-from hamlet.data.dataset import Listing, Protocol, register
+from hamlet.data.dataset import Listing, Protocol, Root, register
 from hamlet.data.scenes_captions import COLOURS, WORDS, caption
 from hamlet.data.scenes_drawing import (
     FINE,
@@ -283,30 +285,21 @@ def render(row_seed: int, label: int) -> np.ndarray:
     return _lit(canvas.over(background), scene["light"], rng)
 
 
-def _render_row(row: tuple[int, int]) -> np.ndarray:
-    return render(*row)
-
-
-def render_all(rows: pd.DataFrame, workers: int | None = None, progress: bool = True) -> Iterable[np.ndarray]:
+def render_all(rows: pd.DataFrame, workers: int | None = None) -> Iterable[np.ndarray]:
     """Render the rows of a plan in order: uint8 (SIZE, SIZE, 3) each, whatever the number of processes.
 
     ``workers`` defaults to the cores that this process may use; 1 renders here, without a pool.
     """
-    tasks = list(zip(rows["seed"].tolist(), rows["label"].tolist(), strict=True))
-    bar = {"total": len(tasks), "desc": "rendering scenes", "unit": "image", "delay": 1}
-    bar["disable"] = None if progress else True
-    workers = workers or decode.cores()
-    if workers == 1 or len(tasks) < 64:
-        yield from tqdm(map(_render_row, tasks), **bar)
-        return
+    tasks, workers = (rows["seed"].tolist(), rows["label"].tolist()), workers or decode.cores()
     # fork spares each worker the imports and needs no importable __main__; elsewhere it is unsafe
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with context.Pool(workers) as pool:
-        yield from tqdm(pool.imap(_render_row, tasks, chunksize=16), **bar)
+    with ProcessPoolExecutor(workers, context) if workers > 1 else nullcontext() as pool:
+        images = pool.map(render, *tasks, chunksize=16) if pool else map(render, *tasks)
+        yield from tqdm(images, "rendering scenes", len(rows), unit="image", disable=None, delay=1)
 
 
 @register("scenes")
-def load(root: str | Path | None, limit: int | None, *, workers: int | None = None) -> Listing:
+def load(root: Root, limit: int | None, *, workers: int | None = None) -> Listing:
     """Rendered once at 128 px; other sizes are resampled from that. ``root`` is not used."""
     rows = plan(limit).sort_values("split", kind="stable").reset_index(drop=True)
     made_by = [*Path(__file__).parent.glob("scenes*.py"), *(ROOT / "data" / "scenes").glob("*.yaml")]

@@ -99,6 +99,13 @@ def test_flickr(flickr, name, columns):
         load(name, root, verify=True)
 
 
+def test_training_on_a_set_without_classes_is_refused_by_name(flickr, tmp_path):
+    from hamlet.training import train
+
+    with pytest.raises(DataError.__base__, match="flickr8k: every image is its own class"):
+        train(None, load("flickr8k", flickr()), {}, 0, tmp_path)
+
+
 def test_flickr_follows_the_published_split(flickr):
     root = flickr()
     called = ["train", "restval", "val", "test"]
