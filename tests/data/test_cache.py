@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -201,3 +202,22 @@ def test_a_content_that_decoded_once_is_not_tried_again(tmp_path, picture, monke
     with pytest.raises(ValueError, match="zip"):
         record.faults(files, record.hashes(files))
     assert [path.name for path in tried] == ["b.png"]
+
+
+def _build_on_a_full_disk(home: str, told) -> None:
+    os.environ["HAMLET_CACHE"] = home
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))  # what writes more fails, as on a full disk
+    try:
+        cache.cached("x", KEY, 4, 8, iter(_rows()))
+    except OSError as error:
+        told.put(error.strerror)
+
+
+def test_a_full_disk_is_an_error_of_the_system_and_leaves_nothing():
+    context = multiprocessing.get_context("fork")
+    told = context.Queue()
+    worker = context.Process(target=_build_on_a_full_disk, args=(str(paths.cache_dir()), told))
+    worker.start()
+    assert told.get(timeout=20) == "File too large"
+    worker.join(20)
+    assert not [p for p in _folder().iterdir() if p.suffix != ".lock"]
