@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse
 import torch
+from threadpoolctl import threadpool_limits
 
 from hamlet import arguments
 from hamlet.errors import HamletError
@@ -55,7 +56,7 @@ def retrieval_metrics(
     exclude: gallery indices that count for nothing, a list per query, or a 0/1 matrix (Q, N).
     cameras: (query's, gallery's) codes, or one sequence in leave-one-out: positives from the query's own camera
     count for nothing (Zheng et al., Scalable Person Re-identification: A Benchmark, ICCV 2015).
-    threads: blocks of queries measured side by side; None: torch's number.
+    threads: blocks of queries measured side by side, each on one core; None: torch's number.
 
     With ranks r_1 < ... < r_R of the R positives: AP = mean_i i / r_i (non-interpolated); P@k = hits in the first
     k / k; R@k = 1 if there is any hit; MAP@R = sum of i / r_i over r_i <= R, / R (Musgrave, Belongie, Lim, A
@@ -189,7 +190,7 @@ class _Scores:
 
         positives(queries): boolean CSR (b, N); skips: the same over all queries, items that count for nothing."""
         step = BLOCK * (16 if torch.is_tensor(self.query) else 1) // max(self.shape[1], 1)
-        step = min(max(step, 16), 1024)
+        step = min(max(step, 32), 1024)
 
         def once(index: np.ndarray, fixed: bool) -> tuple[dict, np.ndarray]:
             scores, (rows, cols) = self.block(index, fixed), arguments.pairs(positives(index))
@@ -211,7 +212,7 @@ class _Scores:
                     found[name][unsure] = values
             return found
 
-        with ThreadPoolExecutor(self.threads) as pool:
+        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(self.threads) as pool:
             parts = list(pool.map(work, range(0, max(self.shape[0], 1), step)))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
