@@ -112,8 +112,12 @@ def run_torchmetrics(q, ql, g, gl, threads):
 def run_sklearn(q, ql, g, gl, threads):
     from sklearn.metrics import average_precision_score
 
-    score, hit = (x.numpy() for x in _scores(q, ql, g, gl))
-    return float(np.mean([average_precision_score(h, s) for h, s in zip(hit, score, strict=True)]))
+    values = []
+    for i, (x, label) in enumerate(zip(q, ql, strict=True)):
+        score, hit = (q if g is None else g) @ x, (ql if g is None else gl) == label
+        keep = np.arange(len(score)) != (i if g is None else -1)
+        values.append(average_precision_score(hit[keep], score[keep]))
+    return float(np.mean(values))
 
 
 RUN = {"product": run_product, "hamlet": run_hamlet, "pytorch-metric-learning": run_pml, "OML": run_oml}
