@@ -105,7 +105,9 @@ class Transformer:
         )  # like lengths together: less padding
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            longest = min(getattr(tokenizer, "model_max_length", 256), 256)
+            # a tower knows as many positions as its configuration says; sentences beyond 256 tokens are cut
+            positions = getattr(getattr(model.config, "text_config", model.config), "max_position_embeddings", 256)
+            longest = min(tokenizer.model_max_length, positions, 256)
             tokens = tokenizer(
                 [sentences[i] for i in chosen],
                 padding="max_length" if self.towers else True,

@@ -3,23 +3,70 @@
 As in hamlet.artifact.figures, each is drawn from one tidy frame; the images come from the data set's decoded cache.
 """
 
+import io
+import json
 import re
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from PIL import Image, UnidentifiedImageError
 
 from hamlet.artifact.figures import new_figure
-from hamlet.artifact.run import load_data
 from hamlet.data import RetrievalDataset
+from hamlet.errors import HamletError
 
 RIGHT, WRONG = "#009E73", "#D55E00"  # Okabe and Ito, as in hamlet.artifact.figures
 LETTERS = 18  # of a class name that fit over an image
+THUMBNAILS = "thumbnails.webp"  # of the images in a run's neighbours.parquet, beside it
+LONGEST = 16_383  # pixels of a side that WebP allows
+
+
+def pack(images: np.ndarray, names: Sequence[str]) -> bytes:
+    """One WebP sheet of uint8 (N,s,s,3) ``images``, row by row, with their ``names`` (paths) in its XMP field."""
+    images = np.asarray(images)
+    if (
+        images.dtype != np.uint8
+        or images.ndim != 4
+        or images.shape[1] != images.shape[2]
+        or images.shape[3] != 3
+    ):
+        raise HamletError(
+            f"thumbnails are uint8 of shape (N,s,s,3), not {images.dtype} of shape {images.shape}"
+        )
+    if not 0 < len(images) == len(names) == len(set(names)):
+        raise HamletError(f"{len(images)} thumbnails need as many different names, not {len(set(names))}")
+    count, side = images.shape[:2]
+    across = int(np.ceil(np.sqrt(count)))
+    if across * side > LONGEST:
+        raise HamletError(f"{count} thumbnails of {side} px are too many for one sheet: make them smaller")
+    sheet = np.zeros((-(-count // across) * across, side, side, 3), dtype=np.uint8)
+    sheet[:count] = images
+    sheet = sheet.reshape(-1, across, side, side, 3).swapaxes(1, 2).reshape(-1, across * side, 3)
+    buffer, notes = io.BytesIO(), json.dumps({"side": side, "names": list(names)})
+    Image.fromarray(sheet).save(buffer, format="WEBP", quality=85, method=6, xmp=notes.encode())
+    return buffer.getvalue()
+
+
+def unpack(sheet: bytes) -> dict[str, np.ndarray]:
+    """The images of `pack` by name, uint8 (s,s,3), with WebP's loss. HamletError: not such a sheet."""
+    try:
+        image = Image.open(io.BytesIO(sheet))
+        notes = json.loads(image.info["xmp"])
+        pixels, side, names = np.asarray(image.convert("RGB")), notes["side"], notes["names"]
+    except (UnidentifiedImageError, OSError, KeyError, ValueError, TypeError) as fault:
+        raise HamletError(f"not a sheet of thumbnails as pictures.pack writes them: {fault!r}") from fault
+    across = pixels.shape[1] // side
+    tiles = pixels.reshape(-1, side, across, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
+    return dict(zip(names, tiles, strict=False))
 
 
 def run_dataset(results: pd.DataFrame) -> RetrievalDataset:
     """The data set as the runs of `report.load_results` saw it, from the decoded cache that they used."""
+    from hamlet.artifact.run import load_data  # goes with the figures' own rendering of data sets
+
     record = results["result"].iloc[0]
     return load_data(record["run"]["dataset"], record["parameters"])
 
