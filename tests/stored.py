@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from hamlet.artifact import results as report
-from hamlet.artifact.profiles import digest
+from hamlet.artifact.results import digest
 from hamlet.data import RetrievalDataset
 from hamlet.data.dataset import Protocol, Split
 

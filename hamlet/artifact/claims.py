@@ -16,7 +16,6 @@ import pandas as pd
 from scipy import stats
 
 from hamlet import statistics as st
-from hamlet.artifact import profiles as workflow
 from hamlet.artifact import results as report
 from hamlet.artifact.paper import Paper, atoms, tolerance
 
@@ -274,7 +273,7 @@ def improvement(profile: str, *, resamples: int = 2_000, seed: int = 0) -> pd.Da
     Every data set of the profile counts on which both configurations have two seeds; one row of strings a pair.
     """
     paper, stored, refused, rows = Paper(), {}, [], []
-    for dataset in workflow.stored_datasets(profile):
+    for dataset in report.stored_datasets(profile):
         try:
             stored[dataset] = load_measured(profile, dataset).values
         except ValueError:  # another data set's damage: its own build explains it

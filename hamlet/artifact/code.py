@@ -72,9 +72,7 @@ def _registered(path: Path, _changed: int) -> frozenset[str]:
     texts = [a for call in calls for a in [*call.args, *(k.value for k in call.keywords)]]
     classes = [statement for n in nodes if isinstance(n, ast.ClassDef) for statement in n.body]
     texts += [
-        s.value
-        for s in classes
-        if isinstance(s, ast.Assign) and getattr(s.targets[0], "id", "") == "method"
+        s.value for s in classes if isinstance(s, ast.Assign) and getattr(s.targets[0], "id", "") == "method"
     ]
     return frozenset(t.value for t in texts if isinstance(t, ast.Constant) and isinstance(t.value, str))
 
@@ -110,7 +108,10 @@ def _file(name: str, root: Path) -> Path | None:
 
 def _defining(module: str, name: str, root: Path) -> str | None:
     """The module behind ``from module import name``; None for what a package's __init__ defines itself."""
-    if _file(f"{module}.{name}", root) or not (init := root / Path(*module.split(".")) / "__init__.py").is_file():
+    if (
+        _file(f"{module}.{name}", root)
+        or not (init := root / Path(*module.split(".")) / "__init__.py").is_file()
+    ):
         return f"{module}.{name}" if _file(f"{module}.{name}", root) else module
     for node in ast.walk(_parsed(init)):
         if isinstance(node, ast.ImportFrom) and name in [alias.asname or alias.name for alias in node.names]:

@@ -186,7 +186,9 @@ def _inherited(name: str, above: tuple[str, ...] = ()) -> dict:
         merged = dict(_mapping(base.get(section) or {}, f"workflow/{own['extends']}.yaml {section}"))
         for key, value in _mapping(own.get(section) or {}, f"workflow/{name}.yaml {section}").items():
             before = merged.get(key)
-            merged[key] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+            merged[key] = (
+                {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+            )
         own[section] = merged
     return {"seeds": base.get("seeds"), **own}
 
@@ -225,7 +227,9 @@ def load_profile(name: str) -> dict:
 
 
 def _check_runs(runs: object, where: str) -> None:
-    names = [entry if isinstance(entry, str) else repr(entry) for entry in runs] if isinstance(runs, list) else []
+    names = (
+        [entry if isinstance(entry, str) else repr(entry) for entry in runs] if isinstance(runs, list) else []
+    )
     if not names or len(set(names)) != len(names):
         raise HamletError(f"{where}: expected a list of different names, got {runs!r}")
     variants = load_variants()

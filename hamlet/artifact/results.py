@@ -48,6 +48,10 @@ class ResultError(HamletError):
     """A stored result is not what its run wrote."""
 
 
+class NoResult(ResultError, FileNotFoundError):
+    """Nothing was stored yet."""
+
+
 def write_atomically(path: Path, content: bytes) -> Path:
     """Write beside ``path`` and rename, so that no reader ever meets half a file."""
     with paths.replacing(path) as partial:
@@ -67,7 +71,7 @@ def read_verified(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ResultError(f"{path} is missing: {way_out}") from error
+        raise NoResult(f"{path} is missing: {way_out}") from error
     except ValueError as error:
         raise ResultError(f"{path} is not JSON ({error}): {way_out}") from error
     if not isinstance(content, dict) or not {"digest", "parameters", "provenance"} <= set(content):
@@ -121,9 +125,9 @@ def differences(
         told.append("the content of the data set differs")
     installed, locked = origin.get("versions", {}), locked_versions()
     told += [
-        f"{name} {installed[name]} -> {locked[name]}"
+        f"{name} {installed[name]} -> {' or '.join(sorted(locked[name]))}"
         for name in PACKAGES
-        if name in installed and name in locked and installed[name].partition("+")[0] != locked[name]
+        if name in installed and name in locked and installed[name].partition("+")[0] not in locked[name]
     ]
     if "code" not in origin:
         return [*told, "other code: it recorded no hash of each module"]
@@ -133,9 +137,12 @@ def differences(
 
 
 @functools.cache
-def locked_versions() -> dict[str, str]:
-    """Package -> version in requirements.lock."""
-    return dict(re.findall(r"^([a-z0-9-]+)==([^ ]+)", paths.LOCK.read_text(encoding="utf-8"), re.M))
+def locked_versions() -> dict[str, set[str]]:
+    """Package -> its versions in requirements.lock, one for each range of Pythons."""
+    found: dict[str, set[str]] = {}
+    for name, version in re.findall(r"^([a-z0-9-]+)==([^ ]+)", paths.LOCK.read_text(encoding="utf-8"), re.M):
+        found.setdefault(name, set()).add(version)
+    return found
 
 
 def stored_runs(profile: str, dataset: str) -> list[Run]:
@@ -168,7 +175,7 @@ def load_results(profile: str, dataset: str) -> pd.DataFrame:
     runs = stored_runs(profile, dataset)
     if not runs:
         place = paths.results_dir(profile, dataset)
-        raise ResultError(f"no finished run under {place}: ./run_all.sh {profile} --dataset {dataset}")
+        raise NoResult(f"no finished run under {place}: ./run_all.sh {profile} --dataset {dataset}")
     rows = [_row(run, read_verified(run.folder / "result.json")) for run in runs]
     hashes = {row["result"]["provenance"]["dataset_hash"]: row["folder"] for row in rows}
     if len(hashes) > 1:
@@ -182,8 +189,13 @@ def load_results(profile: str, dataset: str) -> pd.DataFrame:
 
 def _row(run: Run, content: dict) -> dict:
     if content.get("run") != vars(run):
-        raise ResultError(f"{run.folder} holds the result of {content.get('run')}: move or delete that folder")
-    name, known = run.run_name, run.profile in profiles.profile_names() and run.variant in profiles.load_variants()
+        raise ResultError(
+            f"{run.folder} holds the result of {content.get('run')}: move or delete that folder"
+        )
+    name, known = (
+        run.run_name,
+        run.profile in profiles.profile_names() and run.variant in profiles.load_variants(),
+    )
     why = differences(run, content) if known else ["no profile or variant of that name is there now"]
     return {
         **{"run": name, "label": labels([name])[name], "model": run.model, "variant": run.variant},
@@ -197,7 +209,7 @@ def load_efficiency(profile: str, dataset: str) -> dict:
     """The verified efficiency result of a profile and data set (see hamlet.artifact.cost)."""
     path = paths.results_dir(profile, dataset) / "efficiency" / "result.json"
     if not path.is_file():
-        raise ResultError(f"{path} is not there: ./run_all.sh {profile} --dataset {dataset}")
+        raise NoResult(f"{path} is not there: ./run_all.sh {profile} --dataset {dataset}")
     return read_verified(path)
 
 
