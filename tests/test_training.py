@@ -251,20 +251,34 @@ def test_weight_vectors_are_not_decayed(toy_data, settings, tmp_path):
         assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
 
 
-def test_frozen_early_layers_keep_weights_and_statistics(toy_data, settings, tmp_path):
+@pytest.mark.parametrize(("levels", "still", "moving"), [(1, "layer1", "layer2"), (2, "layer2", "layer3")])
+def test_frozen_levels_keep_weights_and_statistics(toy_data, settings, tmp_path, levels, still, moving):
     model = build()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    training.train(model, toy_data, settings | {"freeze_early": True}, 0, tmp_path)
+    training.train(model, toy_data, settings | {"frozen_levels": levels}, 0, tmp_path)
     after = model.state_dict()
     early = [
         k
         for k in before
-        if k.startswith(("backbone.body.conv1", "backbone.body.bn1", "backbone.body.layer1"))
+        if k.startswith(("backbone.body.conv1", "backbone.body.bn1", f"backbone.body.{still}"))
     ]
     assert len(early) > 10
     assert all(torch.equal(before[k], after[k]) for k in early)
-    late = [k for k in before if k.startswith("backbone.body.layer2") and k.endswith("weight")]
-    assert not any(torch.equal(before[k], after[k]) for k in late)
+    late = [k for k in before if k.startswith(f"backbone.body.{moving}") and k.endswith("weight")]
+    assert late and not any(torch.equal(before[k], after[k]) for k in late)
+
+
+def test_the_backbone_ends_between_its_initial_and_its_trained_weights(toy_data, settings, tmp_path):
+    initial = build().backbone.state_dict()
+    whole, _ = fit(toy_data, settings, tmp_path / "a")
+    mixed, trained = fit(toy_data, settings | {"backbone_share": 0.75}, tmp_path / "b")
+    found, ends = mixed.backbone.state_dict(), whole.backbone.state_dict()
+    for name, value in found.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, 0.25 * initial[name] + 0.75 * ends[name])
+    assert torch.equal(mixed.head[0].weight, whole.head[0].weight)
+    last = evaluation.evaluate(mixed, toy_data, settings["image_size"], ("validation",)).metrics["validation"]
+    assert trained.curves["validation_mAP"].iloc[-1] == last["mAP"]
 
 
 @pytest.mark.parametrize(
