@@ -58,7 +58,7 @@ def registered_in(package: str, name: str) -> str:
     for entry in entry_points(group="hamlet.models" if package == "models" else "hamlet.datasets"):
         if entry.name in (name, method):
             return entry.module
-    for module in (f"hamlet.{package}.{method}", "hamlet.data.public"):
+    for module in (f"hamlet.data.{name}", f"hamlet.data.{name.partition('_')[0]}", "hamlet.data.public"):
         if package == "data" and _file(module, paths.ROOT):
             return module
     raise HamletError(f"unknown model {name!r}: no module of hamlet/{package} registers {method!r}")

@@ -18,7 +18,7 @@ from hamlet.artifact.run import build_model, load_data, own_temporary_folder, pr
 from hamlet.efficiency import MEMORY, WARMUP, compare
 from hamlet.errors import HamletError
 from hamlet.evaluation import evaluation_transform
-from hamlet.models import save_model
+from hamlet.models import RetrievalModel, load_model, save_model
 from hamlet.training import choose_device
 
 WEIGHTS = "model.safetensors"
@@ -30,11 +30,11 @@ def first_runs(profile: str, dataset: str) -> dict[str, Run]:
     return {run.run_name: run for run in sorted(runs, key=lambda run: run.run_name)}
 
 
-def query_images(data, count: int, size: int) -> torch.Tensor:
-    """``count`` images spread evenly over the query split, float32 (count, 3, size, size), ImageNet-normalised."""
+def query_images(data, count: int, size: int, model: RetrievalModel) -> torch.Tensor:
+    """``count`` images spread evenly over the query split, float32 (count, 3, size, size), normalised for ``model``."""
     chosen = np.linspace(0, len(data.query) - 1, count).round().astype(int)
     images = torch.from_numpy(np.stack([data.query.images[i] for i in chosen])).permute(0, 3, 1, 2)
-    return evaluation_transform(size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))(images).contiguous()
+    return evaluation_transform(size, model.mean, model.std)(images).contiguous()
 
 
 def weights_of(run: Run, settings: dict, folder: Path) -> Path:
@@ -68,8 +68,9 @@ def measure(profile: str, dataset: str, data_root: str = "") -> Path:
     torch.set_num_threads(1)  # what one core does: the report's batch of one image leaves little to share
     try:
         with own_temporary_folder() as folder:
-            images = query_images(load_data(dataset, next(iter(settings.values())), data_root), repeats, size)
             weights = {name: weights_of(run, settings[name], folder) for name, run in runs.items()}
+            data = load_data(dataset, next(iter(settings.values())), data_root)
+            images = query_images(data, repeats, size, load_model(next(iter(weights.values()))))
             rows = compare(weights, images, device)
         source = {**provenance(device), "threads": 1}
     finally:

@@ -91,14 +91,17 @@ def build_model(run: Run, settings: dict):
     """The run's model, initialised from its seed, channels last, with the text layer that its text terms need."""
     import torch
 
+    from hamlet.distillation import LSA_DIM
     from hamlet.models import create_model
     from hamlet.training import choose_device, seed_everything
 
     seed_everything(run.seed)
     options = profiles.options(run)
-    term = next((t for t in ("proxies", "alignment") if settings[f"text_{t}"] > 0), None)
-    if term:
-        options = {"text": term} | options
+    terms = [term for term in ("alignment", "proxies") if settings[f"text_{term}"] > 0]
+    if terms:
+        options = {"text": terms[0] if len(terms) == 1 else "both"} | options
+    if terms and settings["text_teacher"] == "lsa":
+        options = {"text_dim": LSA_DIM} | options
     model = create_model(run.model, pretrained=settings["pretrained"], **options)
     # bfloat16 speeds ResNets on a CPU and slows MobileNets' depthwise convolutions; heads gain in both
     on_cpu = choose_device(settings["device"]).type == "cpu"
