@@ -15,7 +15,7 @@ import pandas as pd
 from hamlet import paths
 from hamlet.artifact import run
 from hamlet.artifact.profiles import Run
-from hamlet.artifact.results import write_table
+from hamlet.artifact.tables import write_table
 
 
 def summary(folder, size: int) -> pd.DataFrame:

@@ -209,7 +209,7 @@ def main() -> None:
     print(f"{CAPTION}\n\n{table.to_markdown(index=False, disable_numparse=True)}")
     if arguments.output:
         sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-        from hamlet.artifact.results import write_table
+        from hamlet.artifact.tables import write_table
 
         write_table(table, arguments.output, CAPTION)
 

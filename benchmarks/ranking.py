@@ -314,7 +314,7 @@ def main() -> None:
             "--device cuda: torch finds no NVIDIA GPU here; leave the option out to measure on the CPU"
         )
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from hamlet.artifact.results import write_table
+    from hamlet.artifact.tables import write_table
 
     if a.growth and a.device == "cuda":
         parser.error("--growth counts CPU time; leave --device out")

@@ -8,15 +8,14 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from hamlet import paths
-from hamlet import statistics as st
-from hamlet.artifact import paper, profiles
+from hamlet.artifact import profiles
 from hamlet.artifact.code import code_hashes
+from hamlet.artifact.paper import label
 from hamlet.artifact.profiles import Run
 from hamlet.errors import HamletError
 
@@ -25,23 +24,6 @@ ACCURACY = ["mAP", "P@1", "P@5", "P@10"]
 PACKAGES = (
     "torch", "torchvision", "timm", "transformers", "accelerate", "pytorch-metric-learning", "numpy", "scipy", "pillow",
 )  # fmt: skip
-RESAMPLES = 2_000  # of the queries, for a half width of four printed decimals
-EFFICIENCY = {
-    "Inference time (ms)": "latency_ms",
-    "Memory (MB)": "memory_mb",
-    "Parameters (M)": "parameters_m",
-}
-CONTROLS = {
-    "gem_resnet18": "GeM_ResNet18",
-    "gem_mobilenetv3": "GeM_MobileNetV3",
-    "mlp_resnet18": "MLP_ResNet18",
-    "mlp_mobilenetv3": "MLP_MobileNetV3",
-    "hamlet_resnet18-no_text": "HAMLET_ResNet18 (no text)",
-    "hamlet_mobilenetv3-no_text": "HAMLET_MobileNetV3 (no text)",
-    "hamlet_resnet18-no_exchange": "HAMLET_ResNet18 (no exchange)",
-    "gem_resnet18-text": "GeM_ResNet18 (text)",
-}
-FOREIGN = "The report names neither its data set nor its GPU, so a difference is no error of either side."
 
 
 class ResultError(HamletError):
@@ -50,13 +32,6 @@ class ResultError(HamletError):
 
 class NoResult(ResultError, FileNotFoundError):
     """Nothing was stored yet."""
-
-
-def write_atomically(path: Path, content: bytes) -> Path:
-    """Write beside ``path`` and rename, so that no reader ever meets half a file."""
-    with paths.replacing(path) as partial:
-        partial.write_bytes(content)
-    return path
 
 
 def digest(record: dict) -> str:
@@ -198,7 +173,7 @@ def _row(run: Run, content: dict) -> dict:
     )
     why = differences(run, content) if known else ["no profile or variant of that name is there now"]
     return {
-        **{"run": name, "label": labels([name])[name], "model": run.model, "variant": run.variant},
+        **{"run": name, "label": label(name), "model": run.model, "variant": run.variant},
         **{"seed": run.seed, **{metric: content["metrics"]["default"][metric] for metric in ACCURACY}},
         "untrained_mAP": content.get("untrained", {}).get("default", {}).get("mAP"),
         **{"stale": bool(why), "stale_why": "; ".join(why), "folder": run.folder, "result": content},
@@ -211,140 +186,3 @@ def load_efficiency(profile: str, dataset: str) -> dict:
     if not path.is_file():
         raise NoResult(f"{path} is not there: ./run_all.sh {profile} --dataset {dataset}")
     return read_verified(path)
-
-
-@functools.cache
-def _reported(kind: str) -> pd.DataFrame:
-    return paper.reported(kind)
-
-
-def labels(extra: Iterable[str] = ()) -> dict[str, str]:
-    """Run name -> row name: the report's rows in its order, the controls, then any other run in ``extra``."""
-    known = {label.lower(): label for label in _reported("accuracy").index} | CONTROLS
-    return known | {run: run for run in extra if run not in known}
-
-
-def _identity(run: str, label: str) -> dict:
-    group = "report" if label in _reported("accuracy").index else "control"
-    backbone = next((name for name in ("MobileNetV3", "ResNet18") if name.lower() in run), "other")
-    return {"run": run, "model": label, "group": group, "backbone": backbone}
-
-
-def printed(kind: str, label: str, column: int) -> str:
-    """The report's digits as printed, its columns taken in its order; "nan" for a row that it lacks."""
-    table = _reported(kind)
-    return table.loc[label].iloc[column] if label in table.index else "nan"
-
-
-def t_half_width(values: pd.Series) -> float:
-    """Half of the 95% Student interval of the mean over seeds; NaN below two values."""
-    if len(values) < 2:
-        return float("nan")
-    interval = st.t_interval(values)
-    return (interval.high - interval.low) / 2
-
-
-def _query_half_widths(rows: pd.DataFrame) -> pd.Series:
-    """Half of the 95% bootstrap interval over the default protocol's queries, each first averaged over seeds."""
-    if rows.empty:
-        return pd.Series(float("nan"), index=ACCURACY)
-    frames = pd.concat([pd.read_parquet(folder / "per_query.parquet") for folder in rows["folder"]])
-    frames = frames[frames["protocol"] == "default"].rename(columns={"AP": "mAP"})
-    means = frames.groupby("query")[ACCURACY].mean().dropna()
-    draws = st.bootstrap_means([means[metric].to_numpy()[None] for metric in ACCURACY], resamples=RESAMPLES)
-    intervals = [st.percentile_interval(means[m].mean(), d) for m, d in zip(ACCURACY, draws.T, strict=True)]
-    return pd.Series([(interval.high - interval.low) / 2 for interval in intervals], index=ACCURACY)
-
-
-def accuracy_summary(results: pd.DataFrame) -> pd.DataFrame:
-    """One row per run and metric: run, model, group, backbone, metric, mean, seeds, lowest_seed, highest_seed,
-    seed_half_width (95% t), query_half_width (95% bootstrap), reported (NaN for controls). A run without results
-    has NaN and 0 seeds."""
-    rows = []
-    for run, label in labels(results["run"]).items():
-        found = results[results["run"] == run]
-        over_queries = _query_half_widths(found)
-        for column, metric in enumerate(ACCURACY):
-            row = {"metric": metric, "mean": found[metric].mean(), "seeds": len(found)}
-            row |= {"lowest_seed": found[metric].min(), "highest_seed": found[metric].max()}
-            row |= {"seed_half_width": t_half_width(found[metric]), "query_half_width": over_queries[metric]}
-            row["reported"] = float(printed("accuracy", label, column))
-            rows.append(_identity(run, label) | row)
-    return pd.DataFrame(rows)
-
-
-def efficiency_summary(efficiency: dict) -> pd.DataFrame:
-    """One row per run: latency_ms, latency_ms_q25, latency_ms_q75, memory_mb, parameters_m, macs_g,
-    descriptor_bytes, and reported_<quantity> for the three that the report gives; NaN where not measured."""
-    rows = []
-    for run, label in labels(efficiency["models"]).items():
-        row = _identity(run, label) | efficiency["models"].get(run, {})
-        row["parameters_m"] = row.pop("parameters", float("nan")) / 1e6
-        row["macs_g"] = row.pop("macs", float("nan")) / 1e9
-        for column, quantity in enumerate(EFFICIENCY.values()):
-            row[f"reported_{quantity}"] = float(printed("efficiency", label, column))
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def notes(results: pd.DataFrame, efficiency: dict | None = None) -> list[str]:
-    """Why a cell is empty or weaker than its neighbours: a sentence per run."""
-    seeds, told = set(results["seed"]), []
-    for run, label in labels(results["run"]).items():
-        lacking = sorted(seeds - set(results.loc[results["run"] == run, "seed"]))
-        if len(lacking) == len(seeds):
-            told.append(f"{label}: empty, because no finished run named {run} is stored.")
-        elif efficiency is not None and run not in efficiency["models"]:
-            told.append(f"{label}: empty, because it finished after the cost was measured.")
-        elif efficiency is None and lacking:
-            told.append(
-                f"{label}: mean without seed {', '.join(map(str, lacking))}, of which no result is stored."
-            )
-    if len(seeds) == 1 and efficiency is None:
-        told.append("One seed was run, so there is no spread over seeds.")
-    return told
-
-
-def _provenance(records: list[dict]) -> str:
-    def listed(key: str) -> str:
-        return ", ".join(sorted({str(record.get(key) or "unknown")[:60] for record in records}))
-
-    commits = ", ".join(sorted({(record.get("commit") or "unknown")[:10] for record in records}))
-    changed = " with uncommitted changes" if any(record.get("dirty") for record in records) else ""
-    return f"Device: {listed('device')}; threads: {listed('threads')}; commit: {commits}{changed}."
-
-
-def accuracy_caption(results: pd.DataFrame) -> str:
-    run, seeds = results["result"].iloc[0]["run"], ", ".join(map(str, sorted(set(results["seed"]))))
-    text = (
-        f"Retrieval accuracy, measured: data set {run['dataset']}, profile {run['profile']}, default protocol"
-    )
-    over = f"mean over seeds {seeds}" if "," in seeds else f"seed {seeds} alone"
-    return f"{text}, {over}. {_provenance([kept['provenance'] for kept in results['result']])}"
-
-
-def efficiency_caption(efficiency: dict) -> str:
-    given = efficiency["parameters"]
-    text = f"Cost of describing one image, measured with the weights of {given['dataset']}, profile "
-    text += (
-        f"{given['profile']}: batch 1, {given['image_size']} px, median over {given['images']} query images. "
-    )
-    return f"{text}Memory: {given['memory']} {_provenance([efficiency['provenance']])}"
-
-
-def write_table(
-    frame: pd.DataFrame, stem: Path, caption: str, remarks: list[str] | None = None
-) -> list[Path]:
-    """Write ``stem`` as .csv, .md and .tex, each renamed into place; the same frame gives the same bytes."""
-    stem, remarks = Path(stem), list(remarks or [])
-    lines = [f"**{stem.name}.** {caption}", frame.to_markdown(index=False, disable_numparse=True)]
-    lines += ["\n".join(f"- {remark}" for remark in remarks)] if remarks else []
-    tex_caption = " ".join([caption, *remarks]).translate(_LATEX)
-    tex = frame.to_latex(index=False, escape=True, caption=tex_caption, label=f"tab:{stem.name}", na_rep="")
-    contents = {".csv": frame.to_csv(index=False), ".md": "\n\n".join(lines) + "\n", ".tex": tex}
-    return [
-        write_atomically(stem.with_name(stem.name + end), text.encode()) for end, text in contents.items()
-    ]
-
-
-_LATEX = str.maketrans({c: "\\" + c for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\^{}"})
