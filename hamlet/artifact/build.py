@@ -345,15 +345,16 @@ def default_jobs(profile: str) -> int:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="run_all.sh", description=__doc__.splitlines()[0])
-    parser.add_argument("profile", help=f"{', '.join(profiles.profile_names())}, or all")
+    usage = "./run_all.sh [COMMAND] [OPTIONS]; --help says what it takes"
+    parser = argparse.ArgumentParser(prog="run_all.sh", usage=usage, allow_abbrev=False)
+    parser.add_argument("profile", nargs="?", default="quick")
     parser.add_argument("--dataset", default="scenes")
-    parser.add_argument("--data-root", help="folder that holds data sets (also: HAMLET_DATA)")
-    parser.add_argument("--name", help="of a folder of photos; default: the folder's own")
+    parser.add_argument("--data-root")
+    parser.add_argument("--name")
     parser.add_argument(
         "--split-by", default="class", choices=("class", "image"), help="of a folder of photos"
     )
-    parser.add_argument("--models", type=lambda text: [name for name in text.split(",") if name])
+    parser.add_argument("--models", type=lambda text: text.split(","))
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--fresh", action="store_true")
