@@ -30,7 +30,8 @@ def code_hashes(run: Run) -> dict[str, str]:
     found: dict[str, str] = {}
     while waiting:
         if (name := waiting.pop()) not in found:
-            found[name], imported = _module(name, paths.ROOT)
+            path = _file(name, paths.ROOT) or Path(find_spec(name).origin)
+            found[name], imported = _module(path, paths.ROOT, path.stat().st_mtime_ns)
             waiting += imported
     for node in _parsed(_file("hamlet.artifact.run", paths.ROOT)).body:
         if isinstance(node, ast.FunctionDef) and node.name in FUNCTIONS:
@@ -65,7 +66,7 @@ def registered_in(package: str, name: str) -> str:
 
 
 @functools.cache
-def _registered(path: Path, _changed: int) -> frozenset[str]:
+def _registered(path: Path, changed: int) -> frozenset[str]:
     """Names in a module's decorators ``@register("name")`` and class attributes ``method = "name"``."""
     nodes = list(ast.walk(_parsed(path)))
     calls = [c for n in nodes for c in getattr(n, "decorator_list", []) if isinstance(c, ast.Call)]
@@ -82,8 +83,8 @@ def _parsed(path: Path) -> ast.Module:
 
 
 @functools.cache
-def _module(name: str, root: Path) -> tuple[str, list[str]]:
-    tree = _parsed(_file(name, root) or Path(find_spec(name).origin))
+def _module(path: Path, root: Path, changed: int) -> tuple[str, list[str]]:
+    tree = _parsed(path)
     imported = [
         _defining(node.module, alias.name, root)
         for node in ast.walk(tree)

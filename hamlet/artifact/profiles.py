@@ -9,6 +9,7 @@ workflow/variants.yaml. Needs PyYAML alone, so that a plan costs no import of to
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,9 +47,9 @@ class Field:
             raise HamletError(f"{where}: {name} must be {expected}, got {value!r}{hint}")
         if self.choices and value not in self.choices:
             one_of(value, self.choices, name, where)
-        if self.low is not None and not (self.low <= value and (self.high is None or value <= self.high)):
-            high = "inf" if self.high is None else self.high
-            raise HamletError(f"{where}: {name} = {value} lies outside [{self.low}, {high}]")
+        high = sys.float_info.max if self.high is None else self.high
+        if self.low is not None and not self.low <= value <= high:
+            raise HamletError(f"{where}: {name} = {value} lies outside [{self.low}, {self.high or 'inf'}]")
         return value
 
 
@@ -228,14 +229,11 @@ def load_profile(name: str) -> dict:
 
 
 def _check_runs(runs: object, where: str) -> None:
-    names = (
-        [entry if isinstance(entry, str) else repr(entry) for entry in runs] if isinstance(runs, list) else []
-    )
-    if not names or len(set(names)) != len(names):
+    if not isinstance(runs, list) or not runs or len({str(entry) for entry in runs}) != len(runs):
         raise HamletError(f"{where}: expected a list of different names, got {runs!r}")
     variants = load_variants()
-    for entry in names:
-        if not re.fullmatch(r"\w+(-\w+)?", entry):
+    for entry in runs:
+        if not isinstance(entry, str) or not re.fullmatch(r"\w+(-\w+)?", entry):
             raise HamletError(f"{where}: {entry!r} is no run; expected <model> or <model>-<variant>")
         one_of(entry.partition("-")[2] or "default", variants, "variant", f"{where} {entry!r}")
 
@@ -245,8 +243,10 @@ def _overrides(values: object, runs: list[str], where: str) -> dict:
     own = {key: values.pop(key) for key in ("seeds", "runs") if key in values}
     if "seeds" in own:
         SEEDS.check("seeds", own["seeds"], where)
-    for name in own.get("runs", []):
-        one_of(name, runs, "run", f"{where} runs")
+    if "runs" in own:
+        _check_runs(own["runs"], f"{where} runs")
+        for name in own["runs"]:
+            one_of(name, runs, "run", f"{where} runs")
     return check_values(values, where) | own
 
 

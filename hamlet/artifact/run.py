@@ -69,7 +69,7 @@ def open_job(
 
 def source_of(dataset: str) -> Path:
     """Where a folder data set's slot remembers its photos: {"root": ..., "options": {...}}; no part of a result."""
-    return paths.output_root() / "results" / ".folders" / f"{dataset}.json"
+    return paths.cache_dir() / "folders" / f"{dataset}.json"
 
 
 def load_data(dataset: str, settings: dict, root: str | Path | None = None):
