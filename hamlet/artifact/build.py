@@ -285,9 +285,9 @@ def folder_slot(options: argparse.Namespace) -> str:
 
     loaded = profiles.load_profile(options.profile)
     settings = loaded["parameters"] | loaded["datasets"].get("folder", {})
-    root = Path(options.data_root or os.environ.get("HAMLET_DATA", "")).expanduser().resolve()
-    if not (options.data_root or os.environ.get("HAMLET_DATA")):
+    if not os.environ.get("HAMLET_DATA"):
         raise HamletError("--dataset folder needs --data-root DIR: your images as DIR/<class>/<image>")
+    root = Path(os.environ["HAMLET_DATA"]).expanduser().resolve()
     how = {"split_by": options.split_by, "missing_captions": "class"}
     data = load_dataset(
         "folder", root=root, size=decode_size(settings["image_size"]), limit=settings["limit"], **how
@@ -373,7 +373,9 @@ def run(options: argparse.Namespace) -> int:
     if options.profile == "all":
         return everything(options.jobs or default_jobs("quick"))
     if options.data_root:
-        os.environ["HAMLET_DATA"] = str(Path(options.data_root).expanduser().resolve())
+        if not (root := Path(options.data_root).expanduser()).is_dir():
+            raise HamletError(f"data root {options.data_root!r} is not a folder; create it or name another")
+        os.environ["HAMLET_DATA"] = str(root.resolve())
     if options.dataset == "folder":
         options.dataset = folder_slot(options)
     build = Build(options)
