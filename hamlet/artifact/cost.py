@@ -4,6 +4,7 @@ The weights of a run are used where they are there. git does not keep them, so i
 weights stands in where its cost does not depend on them; HAMLET's does (which tokens it keeps), so it needs its own.
 """
 
+import argparse
 import json
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from hamlet import paths
 from hamlet.artifact import profiles
 from hamlet.artifact.profiles import Run
 from hamlet.artifact.results import digest, read_verified, stored_runs
-from hamlet.artifact.run import build_model, load_data, own_temporary_folder, provenance
+from hamlet.artifact.run import build_model, end_with_parent, load_data, own_temporary_folder, provenance
 from hamlet.efficiency import MEMORY, WARMUP, compare
-from hamlet.errors import HamletError
+from hamlet.errors import HamletError, one_line
 from hamlet.evaluation import evaluation_transform
 from hamlet.models import RetrievalModel, load_model, save_model
 from hamlet.training import choose_device
@@ -84,3 +85,24 @@ def measure(profile: str, dataset: str, data_root: str = "") -> Path:
     path = paths.results_dir(profile, dataset) / "efficiency" / "result.json"
     paths.write_json(path, json.loads(json.dumps(content | {"digest": digest(content)})))
     return path
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line that the Snakefile calls."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hamlet.artifact.cost", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--profile", default="quick")
+    parser.add_argument("--dataset", default="scenes")
+    parser.add_argument("--data-root", default="")
+    parser.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--traceback", action="store_true")
+    given = parser.parse_args(arguments)
+    if given.with_parent:
+        end_with_parent()
+    with one_line(arguments):
+        print(measure(given.profile, given.dataset, given.data_root))
+
+
+if __name__ == "__main__":
+    main()

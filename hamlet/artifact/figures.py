@@ -3,7 +3,7 @@
 A function takes the frame and returns a matplotlib Figure whose label (`Figure.get_label`) is its alternative text;
 `save_figure` writes it, `shown` puts it into a notebook. Nothing is told by hue alone: backbones are named beside what
 is coloured and differ in lightness, controls are hatched, methods and kinds of index have a marker each. Colours: Okabe
-and Ito, "Color universal design", 2008. A name is never read as a formula (`text.parse_math`).
+and Ito, "Color universal design", 2008.
 """
 
 import io
@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from hamlet.artifact.paper import REPORTED_BACKBONES, backbone_of, expected_rows
 from hamlet.artifact.results import ACCURACY
@@ -49,7 +50,6 @@ STYLE = {
     **sns.plotting_context("paper", font_scale=1.05),
     **{"axes.spines.top": False, "axes.spines.right": False, "hatch.linewidth": 0.6, "pdf.fonttype": 42},
     **{"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "figure.dpi": 110},
-    "text.parse_math": False,
 }
 
 
@@ -57,6 +57,7 @@ def save_figure(figure: Figure, stem: Path, data: pd.DataFrame) -> list[Path]:
     """Write ``stem`` as .pdf, .png and .csv (floats at 6 significant digits), without dates or program names; both
     pictures carry the alternative text. The resolution is the highest of RESOLUTIONS that keeps a file below LIMIT."""
     stem, written = Path(stem), []
+    _inert(figure)
     plain = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None, "Subject": figure.get_label()}}
     plain["png"] = {"Software": None, "Description": figure.get_label()}
     for end, metadata in plain.items():
@@ -74,10 +75,17 @@ def save_figure(figure: Figure, stem: Path, data: pd.DataFrame) -> list[Path]:
 def shown(figure: Figure) -> Image:
     """The figure for a notebook: a picture of at most 1,150 pixels across, with its alternative text."""
     buffer = io.BytesIO()
+    _inert(figure)
     with plt.rc_context(STYLE):
         dpi = min(100, 1150 / figure.get_figwidth())
         figure.savefig(buffer, format="jpeg", dpi=dpi, pil_kwargs={"quality": 88})
     return Image(buffer.getvalue(), format="jpeg", alt=figure.get_label())
+
+
+def _inert(figure: Figure) -> None:
+    """No text is a formula: a class may be called cost_$5_$6."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
 
 
 def new_figure(
@@ -239,11 +247,12 @@ def tradeoff(data: pd.DataFrame, title: str) -> Figure:
             bar = {"color": COLOURS[row.backbone], "lw": 0.8, "zorder": 2}
             axis.plot([row.latency_low, row.latency_high], [row.mAP] * 2, **bar)
             axis.plot([row.latency_ms] * 2, [row.mAP_low, row.mAP_high], **bar)
-        axis.margins(0.16, 0.12)
+        axis.margins(0.2, 0.16)
         axis.set(xlabel="Inference time per image (ms)", ylabel="mAP")
         axis.set_title("Measured" if source == "measured" else "Reported (other data, other machine)")
     _tradeoff_legend(figure, data)
     figure.suptitle(title)
+    _inert(figure)
     figure.draw_without_rendering()
     for axis, source in zip(axes[0], sources, strict=True):
         _name_points(axis, data[data["source"] == source])
@@ -266,24 +275,24 @@ def _tradeoff_legend(figure: Figure, data: pd.DataFrame) -> None:
 
 
 def _name_points(axis: plt.Axes, rows: pd.DataFrame) -> None:
-    """Name every point; adjustText moves the names apart and off the points, in whole pixels so that a last bit moves
+    """Name every point; adjustText moves the names apart and off the markers, in whole pixels so that a last bit moves
     nothing."""
-    texts = []
-    for row in rows.itertuples():
-        weight = "bold" if row.model.startswith("HAMLET") else "normal"
-        at = {"fontsize": 8, "fontweight": weight, "path_effects": HALO, "parse_math": False, "zorder": 5}
-        texts.append(axis.text(row.latency_ms, row.mAP, row.model.replace(" (", "\n("), **at))
+    texts, points = [], rows[["latency_ms", "mAP"]].to_numpy()
+    for (x, y), model in zip(points, rows["model"], strict=True):
+        weight = "bold" if model.startswith("HAMLET") else "normal"
+        at = {"fontsize": 8, "fontweight": weight, "path_effects": HALO, "zorder": 5}
+        texts.append(axis.text(x, y, model.replace(" (", "\n("), **at))
         texts[-1].set_in_layout(False)
-    arrows = {"arrowstyle": "-", "color": "0.6", "lw": 0.6}
-    options = {"expand": (1.15, 1.35), "force_text": (0.4, 0.6), "iter_lim": 400, "ensure_inside_axes": True}
-    adjust_text(
-        texts,
-        rows["latency_ms"].to_numpy(),
-        rows["mAP"].to_numpy(),
-        ax=axis,
-        arrowprops=arrows,
-        **options,
+    _inert(axis.figure)
+    radii = np.sqrt(AREA * rows["parameters_m"].to_numpy()) / 2 * axis.figure.dpi / 72
+    corners = np.array([(0, 0), *itertools.product((-1, 0, 1), (-1, 0, 1))]) * radii[:, None, None]
+    taken = axis.transData.inverted().transform(
+        (axis.transData.transform(points)[:, None] + corners).reshape(-1, 2)
     )
+    arrows = {"arrowstyle": "-", "color": "0.6", "lw": 0.6}
+    options = {"target_x": points[:, 0], "target_y": points[:, 1], "expand": (1.2, 1.5), "iter_lim": 400}
+    options |= {"force_text": (0.3, 0.5), "force_static": (0.2, 0.4)}
+    adjust_text(texts, *taken.T, ax=axis, arrowprops=arrows, ensure_inside_axes=True, **options)
     for text in texts:
         pixels = np.round(axis.transData.transform(text.get_position()))
         text.set_position(axis.transData.inverted().transform(pixels))
@@ -482,6 +491,8 @@ def search_tradeoff(data: pd.DataFrame) -> Figure:
                 axis.annotate(f"{row['value']:.0f}", place, offset, ha=ha, va=va, **text)
         axis.set(xscale="log", title=f"{size:,} vectors", xlabel="queries per second")
         axis.set(ylim=(0, 1.12), yticks=np.linspace(0, 1, 6))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.legend(loc="lower left", fontsize=8, frameon=False)
     axes[0, 0].set_ylabel("recall@10 against the exact search")
     figure.suptitle(f"{title}\nnumbers: cells visited (ivfpq), candidates kept (hnsw)")

@@ -26,7 +26,7 @@ SIDE = 96  # pixels of a thumbnail, at most
 
 
 def pack(images: np.ndarray, names: Sequence[str]) -> bytes:
-    """One WebP sheet of uint8 (N,s,s,3) ``images``, at most SIDE pixels each, with their ``names`` (paths) in its XMP field."""
+    """One WebP sheet of uint8 (N,s,s,3) ``images``, at most SIDE pixels each, their ``names`` (paths) in its XMP."""
     images = np.asarray(images)
     if (
         images.dtype != np.uint8
@@ -133,9 +133,7 @@ def retrieval_gallery(data: pd.DataFrame, images: dict[str, np.ndarray], title: 
     for index, (path, hits) in enumerate(groups):
         cells = axes[index // 2, (ranks + 2) * (index % 2) :]
         _show(cells[0], images.get(path))
-        cells[0].set_title(
-            wrapped(hits["query_class"].iloc[0]), fontsize=7.5, fontweight="bold", parse_math=False
-        )
+        cells[0].set_title(wrapped(hits["query_class"].iloc[0]), fontsize=7.5, fontweight="bold")
         cells[0].set_ylabel("query", fontsize=8, labelpad=2)
         for axis, hit in zip(cells[1:], hits.sort_values("rank").to_dict("records"), strict=False):
             _show(axis, images.get(hit["path"]))
@@ -143,7 +141,7 @@ def retrieval_gallery(data: pd.DataFrame, images: dict[str, np.ndarray], title: 
             for spine in axis.spines.values():
                 spine.set(linewidth=3, color=colour, linestyle=line)
             mark = "✓" if hit["correct"] else "✗"
-            axis.set_title(f"{mark} {wrapped(hit['class'])}", fontsize=7.5, color=colour, parse_math=False)
+            axis.set_title(f"{mark} {wrapped(hit['class'])}", fontsize=7.5, color=colour)
     figure.suptitle(f"{title}\nqueries in bold; ✓ solid frame: same class, ✗ dashed frame: another")
     return figure
 
@@ -157,7 +155,7 @@ def contact_sheet(data: pd.DataFrame, images: dict[str, np.ndarray], title: str,
         axis.set_axis_off()
     for axis, row in zip(axes.flat, data.to_dict("records"), strict=False):
         _show(axis, images.get(row["path"]))
-        axis.set_xlabel(wrapped(row["class"]), fontsize=9, labelpad=3, parse_math=False)
+        axis.set_xlabel(wrapped(row["class"]), fontsize=9, labelpad=3)
     figure.suptitle(title)
     return figure
 

@@ -1,7 +1,7 @@
 """One run: check what is asked, execute the notebook, verify and store the result as a whole or not at all.
 
 ``python -m hamlet.artifact.run --profile quick --dataset scenes --model gem_resnet18`` does exactly one run;
-``prepare`` builds the caches of a data set, ``notebook NAME`` executes a reporting notebook, ``efficiency`` measures.
+``prepare`` builds the caches of a data set, ``notebook NAME`` executes a reporting notebook.
 """
 
 import argparse
@@ -419,8 +419,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m hamlet.artifact.run", description=__doc__.splitlines()[0]
     )
-    actions = ("run", "prepare", "notebook", "efficiency")
-    parser.add_argument("action", nargs="?", default="run", choices=actions)
+    parser.add_argument("action", nargs="?", default="run", choices=("run", "prepare", "notebook"))
     parser.add_argument("name", nargs="?", default="", help="the notebook, for the action notebook")
     parser.add_argument("--profile", default="quick", help="one of workflow/*.yaml")
     parser.add_argument("--dataset", default="scenes")
@@ -448,10 +447,6 @@ def main(arguments: list[str] | None = None) -> None:
             folder = paths.output_root() / "logs" / given.profile / given.dataset
             asked = {"profile": given.profile, "dataset": given.dataset}
             execute(given.name, folder / f"{given.name}.ipynb", asked)
-        elif given.action == "efficiency":
-            from hamlet.artifact.cost import measure
-
-            print(measure(given.profile, given.dataset))
         else:
             run = Run(given.profile, given.dataset, given.model, given.variant, given.seed)
             output = str(Path(given.output).resolve()) if given.output else ""

@@ -57,7 +57,7 @@ def execute(name, output, asked):
 """
 
 STUB_COST = """
-import json
+import argparse, json
 
 from hamlet import paths
 from hamlet.artifact import profiles, results
@@ -71,7 +71,12 @@ def measure(profile, dataset):
               "parameters": {"image_size": wanted["image_size"], "images": wanted["repeats"], "runs": digests}}
     path = paths.results_dir(profile, dataset) / "efficiency" / "result.json"
     paths.write_json(path, record | {"digest": results.digest(record)})
-    return path
+
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--profile"), parser.add_argument("--dataset"), parser.add_argument("--with-parent", action="store_true")
+given = parser.parse_args()
+measure(given.profile, given.dataset)
 """
 # Two notebooks instead of all keep the tests short.
 REPORTS = """
