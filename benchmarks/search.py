@@ -24,7 +24,7 @@ import scipy.sparse as sp
 from tqdm import tqdm
 
 from hamlet import paths
-from hamlet.artifact.results import write_atomically
+from hamlet.artifact.tables import write_bytes
 from hamlet.search import Index
 
 K = 10
@@ -141,7 +141,7 @@ def main() -> None:
         rows = list(tqdm(measure(size, given.queries, given.dimensions, given.repeats), f"{size:,}", total))
         # a size is stored when it is complete, so that an interrupted measurement goes on at the next one
         kept = pd.concat([kept, pd.DataFrame(rows)], ignore_index=True).sort_values("size", kind="stable")
-        write_atomically(given.output, kept.to_csv(index=False, float_format="%.5g").encode())
+        write_bytes(given.output, kept.to_csv(index=False, float_format="%.5g").encode())
     print(kept.to_string(index=False))
 
 
