@@ -22,6 +22,12 @@ from hamlet.errors import HamletError
 FEW = ("spca_resnet18", "dscf_resnet18", "gem_resnet18-text", "mlp_mobilenetv3")  # left out: time is short
 
 
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """Fewer pixels: time is short."""
+    monkeypatch.setattr(figures, "RESOLUTIONS", (60, 40))
+
+
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory):
     root = tmp_path_factory.mktemp("profile")
@@ -332,7 +338,7 @@ def test_learning_curves_show_each_configuration_twice():
 
 
 def test_data_of_figures_has_six_digits(profile, tmp_path):
-    figure, data = drawn("captions_quality", profile)
+    figure, _ = drawn("captions_quality", profile)
     path = figures.save_figure(figure, tmp_path / "a", pd.DataFrame({"x": [1 / 3, 123456.789]}))[2]
     assert path.read_text() == "x\n0.333333\n123457.0\n"
 
