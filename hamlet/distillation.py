@@ -106,7 +106,9 @@ class Transformer:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             # a tower knows as many positions as its configuration says; sentences beyond 256 tokens are cut
-            positions = getattr(getattr(model.config, "text_config", model.config), "max_position_embeddings", 256)
+            positions = getattr(
+                getattr(model.config, "text_config", model.config), "max_position_embeddings", 256
+            )
             longest = min(tokenizer.model_max_length, positions, 256)
             tokens = tokenizer(
                 [sentences[i] for i in chosen],

@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+import torch.nn.functional as F
 from torchvision.transforms import v2
 from tqdm import tqdm
 
 from hamlet.data import RetrievalDataset
+from hamlet.distillation import encode_text
 from hamlet.errors import HamletError
 from hamlet.metrics import hierarchical_metrics, retrieval_metrics
 from hamlet.models import RetrievalModel
@@ -204,29 +206,83 @@ def extra_metrics(
     return {"hierarchical": _plain(graded.mean), "equal_bytes": _plain(cut.mean)}
 
 
+def describe_texts(model: RetrievalModel, sentences: list[str], teacher: str = "sentence") -> np.ndarray:
+    """Sentences in the descriptor's space, through the text tower: N strings -> float32 (N, D), L2-normalised.
+
+    HamletError where the model was trained without text proxies and so has no tower.
+    """
+    if model.text_tower is None:
+        raise HamletError(
+            "this model was trained without text, so it knows no words; query it with a picture"
+        )
+    with torch.inference_mode():
+        vectors = torch.from_numpy(encode_text(sentences, teacher)).to(model.text_mean.device)
+        found = model.text_tower(F.normalize(vectors - model.text_mean, dim=1))
+        return F.normalize(found, dim=1).cpu().numpy()
+
+
 def cross_modal_metrics(
-    images: np.ndarray, texts: np.ndarray, image_labels: np.ndarray, text_labels: np.ndarray
+    images: np.ndarray, image_labels: np.ndarray, texts: np.ndarray, text_labels: np.ndarray
 ) -> dict[str, dict[str, float]]:
     """Retrieval between images and sentences in one space, both ways.
 
     Args:
-        images: float32 (N, D). texts: float32 (M, D), both L2-normalised. labels: int (N,), (M,); an image and a
+        images: float32 (N, D); texts: float32 (M, D), rows L2-normalised. labels: int (N,), (M,); an image and a
             sentence belong together where their labels agree.
 
     Returns:
         "text_to_image" and "image_to_text": R@1, R@5, R@10 (share of queries with a right answer among the first k),
-        median_rank (of the first right answer, from 1), mAP over all right answers, queries.
+        chance_R@1 and so on (the same for a random order), median_rank (of the first right answer, from 1), mAP over
+        all right answers, chance_mAP (positives / items), queries.
     """
     found = {}
-    for name, (q, ql, g, gl) in {
+    sides = {
         "text_to_image": (texts, text_labels, images, image_labels),
         "image_to_text": (images, image_labels, texts, text_labels),
-    }.items():
-        result = retrieval_metrics(q, ql, g, gl, ks=KS)
-        first = 1 / np.asarray(result.per_query["MRR"])
-        mean = {f"R@{k}": float(np.mean(first[np.isfinite(first)] <= k)) for k in KS}
-        mean |= {"median_rank": float(np.nanmedian(first)), "mAP": float(result.mean["mAP"])}
-        found[name] = mean | {"queries": int(np.isfinite(first).sum())}
+    }
+    for name, (query, query_labels, gallery, gallery_labels) in sides.items():
+        result = retrieval_metrics(query, query_labels, gallery, gallery_labels, ks=KS)
+        rank = np.round(1 / np.asarray(result.per_query["MRR"], float))
+        positives = np.asarray(result.per_query["positives"])
+        kept, items = np.isfinite(rank), len(gallery_labels)
+        mean = {f"R@{k}": float(np.mean(rank[kept] <= k)) for k in KS}
+        for k in KS:  # no right answer among k drawn without replacement
+            miss = [
+                np.prod([(items - p - i) / (items - i) for i in range(min(k, items))])
+                for p in positives[kept]
+            ]
+            mean[f"chance_R@{k}"] = float(1 - np.mean(miss))
+        mean |= {"median_rank": float(np.median(rank[kept])), "mAP": float(result.mean["mAP"])}
+        found[name] = mean | {
+            "chance_mAP": float(np.mean(positives[kept]) / items),
+            "queries": int(kept.sum()),
+        }
+    return found
+
+
+def words(
+    model: RetrievalModel, dataset: RetrievalDataset, evaluation: Evaluation, teacher: str = "sentence"
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Search by words under every protocol but validation: protocol -> ``cross_modal_metrics``, and "ceiling".
+
+    Queries in words are the different captions of the protocol's query images, the images are its gallery (the query
+    images where it has none). Ceiling: the gallery's images replaced by their captions in the teacher's space.
+    """
+    found = {}
+    for name, protocol in dataset.protocols.items():
+        if name == "validation":
+            continue
+        query, gallery = dataset.splits[protocol.query], dataset.splits[protocol.gallery or protocol.query]
+        pairs = dict(zip(query.captions, query.labels, strict=True))
+        sentences, labels = list(pairs), np.array(list(pairs.values()))
+        rows = evaluation.embeddings[gallery.name]
+        rows = rows.toarray() if sp.issparse(rows) else rows
+        found[name] = cross_modal_metrics(
+            rows, gallery.labels, describe_texts(model, sentences, teacher), labels
+        )
+        captions = encode_text(gallery.captions, teacher), gallery.labels
+        asked = encode_text(sentences, teacher), labels
+        found[name]["ceiling"] = cross_modal_metrics(*captions, *asked)["text_to_image"]
     return found
 
 
