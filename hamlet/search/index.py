@@ -8,11 +8,11 @@ product-quantised residuals (Jégou et al., TPAMI 2011). An index on disk is one
 import hashlib
 import json
 import os
-import shutil
-import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 
@@ -32,7 +32,7 @@ KINDS = ("flat", "hnsw", "ivfpq")
 FILE = "index.safetensors"
 EXACT_BYTES = 256 << 20  # flat reads all of it for each question: some 30 ms on one core
 GRAPH_BYTES = 2 << 30  # hnsw keeps all descriptors in memory; beyond, only codes fit a laptop
-SAMPLE_BYTES = 256 << 20  # of descriptors that ivfpq learns its cells from
+CHECKPOINT = 30.0  # seconds of describing that a stop may cost
 
 
 def choose_kind(count: int, dimension: int) -> tuple[str, str]:
@@ -64,6 +64,16 @@ def writing(folder: str | Path) -> Iterator[Path]:
         yield folder / FILE
 
 
+@dataclass
+class Changes:
+    """What an update did: numbers of photos, and (path, reason) of everything found and not used."""
+
+    new: int = 0
+    changed: int = 0
+    gone: int = 0
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+
 class Index:
     """Descriptors with their photos' paths, searched by inner product.
 
@@ -86,7 +96,7 @@ class Index:
         self.items: dict[str, tuple[int, str]] = {}
         self.paths: dict[int, str] = {}
         self.removed: list[int] = []  # hnsw cannot forget a node, so it is passed over instead
-        self.next_id, self.store, self.version, self.changes = 0, None, None, photos.Changes()
+        self.next_id, self.store, self.version, self.changes = 0, None, None, Changes()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -101,7 +111,8 @@ class Index:
             raise HamletError(f"{photos.shown(twice)} would be in the index twice; remove it first")
         ids = range(self.next_id, self.next_id + len(keys))
         if keys:
-            self.store = self._empty(rows, len(rows)) if self.store is None else self.store
+            if self.store is None:
+                self._become(self.kind, len(rows), rows)
             self.store.add_with_ids(rows, np.array(ids))
         self.next_id += len(ids)
         self.paths.update(zip(ids, keys, strict=True))
@@ -143,36 +154,33 @@ class Index:
             raise HamletError("descriptors hold NaN or infinity; leave out the photo that caused it")
         return rows
 
-    def _empty(self, sample: np.ndarray, count: int) -> faiss.Index:
-        """A store of this kind for some ``count`` descriptors; ivfpq learns from ``sample``, float32 (M, D)."""
-        inner = faiss.METRIC_INNER_PRODUCT
-        if self.kind == "flat":
-            return faiss.IndexIDMap2(faiss.IndexFlatIP(self.dimension))
-        if self.kind == "hnsw":
-            return faiss.IndexIDMap2(faiss.IndexHNSWFlat(self.dimension, 32, inner))
-        if len(sample) < 256:
-            raise HamletError(f"ivfpq learns from 256 descriptors or more, got {len(sample)}; use flat")
-        cells = int(
-            max(1, min(4 * count**0.5, len(sample) / 39))
-        )  # faiss wants some 39 training vectors a cell
+    def _become(self, kind: str, count: int, sample: np.ndarray | None = None) -> None:
+        """Move what is held into a new store for some ``count`` descriptors; ivfpq learns from them, or ``sample``."""
+        rows, ids = self.vectors(), np.array(list(self.paths), np.int64)
+        sample = rows if sample is None else sample
+        cells = int(max(1, min(4 * count**0.5, len(sample) / 39)))  # faiss wants some 39 descriptors a cell
         size = max(d for d in range(1, 65) if self.dimension % d == 0)  # bytes a photo
         # "np": without reordering for polysemous search, which takes minutes and is not used here
-        made = faiss.index_factory(self.dimension, f"IVF{cells},PQ{size}np", inner)
-        made.train(sample)
-        return made
-
-    def fit(self, sample: np.ndarray, count: int, kind: str | None = None) -> None:
-        """Become the kind that ``count`` photos call for, or the one asked for. sample: float32 (M, D), for ivfpq."""
-        best, why = choose_kind(count, self.dimension)
-        best, why = (kind, "asked for") if kind else (best, why)
-        worn = len(self.removed) > len(self)  # a graph that is mostly dead is made anew
-        if kind is None and len(self) and not worn and KINDS.index(best) <= KINDS.index(self.kind):
-            return  # no index becomes simpler again by itself
-        rows, ids = self.vectors(), np.array(list(self.paths), np.int64)
-        self.kind, self.about["why"], self.removed = best, why, []
-        self.store = self._empty(sample, count)
+        recipe = {"flat": "IDMap2,Flat", "hnsw": "IDMap2,HNSW32", "ivfpq": f"IVF{cells},PQ{size}np"}[kind]
+        store = faiss.index_factory(self.dimension, recipe, faiss.METRIC_INNER_PRODUCT)
+        if kind == "ivfpq":
+            if len(sample) < 256:
+                raise HamletError(f"ivfpq learns from 256 descriptors or more, got {len(sample)}; use flat")
+            store.train(sample)
         if len(ids):
-            self.store.add_with_ids(rows, ids)
+            store.add_with_ids(rows, ids)
+        self.kind, self.store, self.removed = kind, store, []
+
+    def grow(self, count: int, kind: str | None = None) -> None:
+        """Take the kind that ``count`` photos call for, or the one asked for, once enough is there to learn from."""
+        best, why = (kind, "asked for") if kind else choose_kind(count, self.dimension)
+        enough = len(self) >= count or 4 * len(self) * self.dimension >= EXACT_BYTES
+        simpler = kind is None and KINDS.index(best) < KINDS.index(self.kind)  # never again by itself
+        if enough and best != self.kind and not simpler:
+            self._become(best, count)
+        elif len(self.removed) > len(self):  # a graph that is mostly dead is made anew
+            self._become(self.kind, count)
+        self.about["why"] = why if self.kind == best else self.about.get("why", "")
 
     def vectors(self, ids: Sequence[int] | None = None) -> np.ndarray:
         """Descriptors float32 (N, D) by id, by default of all photos; from ivfpq what its codes hold."""
@@ -230,22 +238,17 @@ class Index:
             name = model or old.about.get("model") or "default"
             encoder = hamlet.load(name) if isinstance(name, str) else name
             probe = photos.probe(encoder)
-            index = (
-                old if len(old) and photos.same(probe, old.about.get("probe")) else cls("flat", len(probe))
-            )
+            index = old if photos.same(probe, old.about.get("probe", ())) else cls("flat", len(probe))
             index.version = old.version
             index.about |= {"model": name if isinstance(name, str) else "", "probe": probe.tolist()}
             index.update(encoder, root, folder, **options)
-            if folder:
-                index.save(folder)
-                shutil.rmtree(Path(folder) / photos.DESCRIBED, ignore_errors=True)
         return index
 
-    def update(self, encoder: photos.Encoder, root=None, folder=None, kind=None, **options) -> photos.Changes:
+    def update(self, encoder: photos.Encoder, root=None, folder=None, kind=None, **options) -> Changes:
         """Describe what is new or changed below ``root`` (default: the index's), forget what is gone.
 
-        folder: where descriptors are kept until the index is saved. kind: one of KINDS, by default by size. options:
-        batch_size, progress.
+        folder: where the index is saved, also on the way. kind: one of KINDS, by default by size. options: batch_size,
+        progress.
         """
         home = self.about.get("root")
         root = Path(root or home).resolve()
@@ -254,25 +257,27 @@ class Index:
         self.about["root"] = str(root)  # also where the photos have moved
         now, left_out = photos.states(root)
         old = {path: state for path, (_, state) in self.items.items()}
-        todo = {path: state for path, state in now.items() if old.get(path) != state}
-        with tempfile.TemporaryDirectory() as temporary:
-            parts = Path(folder or temporary) / photos.DESCRIBED / photos.mark(self.about["probe"])
-            left_out += photos.describe_into(parts, root, todo, encoder, **options)
-            self.remove([path for path in old if path in todo or path not in now])
-            self._take(parts, todo, kind)
-        new = sum(path in self.items for path in todo.keys() - old.keys())
-        changed, gone = len(todo.keys() & old.keys()), len(old.keys() - now.keys())
-        self.changes = photos.Changes(new, changed, gone, left_out)
+        todo = [path for path, state in now.items() if old.get(path) != state]
+        np.random.default_rng(0).shuffle(todo)  # ivfpq learns from the first, which must not be of one folder
+        self.remove(gone := old.keys() - now.keys())
+        saved, pause = time.monotonic(), CHECKPOINT
+        for rows, names, broken in photos.describe(root, todo, encoder, **options):
+            self.remove([path for path in (*names, *(path for path, _ in broken)) if path in self.items])
+            if names:
+                self.add(rows, names, [now[path] for path in names])
+            self.grow(len(now), kind)
+            left_out += broken
+            if folder and time.monotonic() - saved > pause:
+                start = time.monotonic()
+                self.save(folder)
+                saved = time.monotonic()
+                pause = max(CHECKPOINT, 20 * (saved - start))
+        if folder:
+            self.grow(len(self), kind)
+            self.save(folder)
+        known = [path in old for path in todo if path in self.items]
+        self.changes = Changes(known.count(False), known.count(True), len(gone), left_out)
         return self.changes
-
-    def _take(self, parts: Path, todo: dict[str, str], kind: str | None) -> None:
-        """Add the photos of ``todo`` from their parts; where the kind must learn, from a sample over all parts first."""
-        step = 1 + 4 * self.dimension * len(todo) // SAMPLE_BYTES
-        sample = [rows[::step] for rows, _ in photos.read_parts(parts, todo)]
-        if sample:
-            self.fit(np.concatenate(sample), len(self) + len(todo), kind)
-        for rows, found in photos.read_parts(parts, todo):
-            self.add(rows, list(found), list(found.values()))
 
     def save(self, folder: str | Path) -> None:
         """Replace the index in ``folder``, whole or not at all; refused if another process changed it meanwhile."""
