@@ -22,6 +22,8 @@ import pandas as pd
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 import hamlet
 from hamlet.errors import HamletError
@@ -221,6 +223,24 @@ class Index:
         }
         found = pd.DataFrame(columns)
         return found[found["id"] >= 0].reset_index(drop=True)  # approximate kinds may find fewer than k
+
+    def duplicates(self, threshold: float) -> list[list[int]]:
+        """Groups of two ids or more whose descriptors reach ``threshold`` by inner product, from one to the next."""
+        ids, rows = np.array(list(self.paths), np.int64), self.vectors()
+        group = np.arange(len(ids))  # each photo's group, joined block by block so that memory stays small
+        for start in range(0, len(ids), 512):
+            limits, _, found = self.store.range_search(rows[start : start + 512], threshold)
+            asked = np.repeat(np.arange(start, start + len(limits) - 1), np.diff(limits.astype(np.int64)))
+            place = np.searchsorted(ids, found).clip(max=len(ids) - 1)
+            there = ids[place] == found  # not what hnsw passes over
+            pairs = np.concatenate([[asked[there], place[there]], [np.arange(len(ids)), group]], axis=1)
+            graph = coo_array((np.ones(pairs.shape[1], bool), tuple(pairs)), shape=(len(ids),) * 2)
+            group = connected_components(graph, directed=False)[1]
+            _, first = np.unique(group, return_index=True)
+            group = first[group]
+        order = np.argsort(group, kind="stable")
+        parts = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+        return [ids[part].tolist() for part in parts if len(part) > 1]
 
     # -- folders -----------------------------------------------------------------------------------------------
 
