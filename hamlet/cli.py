@@ -53,7 +53,7 @@ def search(given: argparse.Namespace) -> None:
     from hamlet.search.photos import shown
 
     made = Index.load(given.index)
-    encoder = page.load_encoder(made)
+    encoder = made.encoder()
     found = page.ask(made, encoder, given.query, given.k).assign(path=lambda f: [shown(p) for p in f["path"]])
     rows = found[["rank", "score", "path"]]
     if given.format == "open":

@@ -34,7 +34,8 @@ KINDS = ("flat", "hnsw", "ivfpq")
 FILE = "index.safetensors"
 EXACT_BYTES = 256 << 20  # flat reads all of it for each question: some 30 ms on one core
 GRAPH_BYTES = 2 << 30  # hnsw keeps all descriptors in memory; beyond, only codes fit a laptop
-CHECKPOINT = 30.0  # seconds of describing that a stop may cost
+CHECKPOINT = 30.0  # seconds of describing that a stop may cost,
+SAVING = 0.05  # or more, where saving would take a larger share of the time
 
 
 def choose_kind(count: int, dimension: int) -> tuple[str, str]:
@@ -112,13 +113,12 @@ class Index:
             twice = next(key for i, key in enumerate(keys) if key in self.items or key in keys[:i])
             raise HamletError(f"{photos.shown(twice)} would be in the index twice; remove it first")
         ids = range(self.next_id, self.next_id + len(keys))
+        states = states or [""] * len(keys)
         if keys:
-            if self.store is None:
-                self._become(self.kind, len(rows), rows)
-            self.store.add_with_ids(rows, np.array(ids))
+            self._put(rows, list(ids), keys, states)
         self.next_id += len(ids)
         self.paths.update(zip(ids, keys, strict=True))
-        self.items.update(zip(keys, zip(ids, states or [""] * len(ids), strict=True), strict=True))
+        self.items.update(zip(keys, zip(ids, states, strict=True), strict=True))
         return list(ids)
 
     def remove(self, paths: str | os.PathLike | Sequence) -> int:
@@ -127,13 +127,22 @@ class Index:
         if unknown := sorted(keys - self.items.keys()):
             raise HamletError(f"{photos.shown(unknown[0])} is not in this index of {len(self)} photos")
         ids = [self.items.pop(key)[0] for key in keys]
-        if self.kind == "hnsw":
-            self.removed += ids
-        elif ids:
-            self.store.remove_ids(np.array(ids))
         for i in ids:
             del self.paths[i]
+        if ids:
+            self._drop(ids)
         return len(ids)
+
+    def _put(self, rows: np.ndarray, ids: list[int], paths: Sequence[str], states: Sequence[str]) -> None:
+        if self.store is None:
+            self._become(self.kind, len(rows), rows)
+        self.store.add_with_ids(rows, np.array(ids))
+
+    def _drop(self, ids: list[int]) -> None:
+        if self.kind == "hnsw":
+            self.removed += ids
+        else:
+            self.store.remove_ids(np.array(ids))
 
     def _key(self, path: str | os.PathLike) -> str:
         """The path as it is kept: relative to the root of a folder's index; refused if no file can bear it."""
@@ -191,6 +200,13 @@ class Index:
         rows = [self.store.reconstruct(int(i)) for i in (self.paths if ids is None else ids)]
         return np.stack(rows) if rows else np.zeros((0, self.dimension), np.float32)
 
+    def encoder(self) -> photos.Encoder:
+        """The model that described the photos; refused if what has its name now describes otherwise."""
+        found = hamlet.load(self.about.get("model") or "default")
+        if not photos.same(photos.probe(found), self.about.get("probe", ())):
+            raise HamletError(f"the model {found.name!r} is not what made this index; index the photos again")
+        return found
+
     def photo(self, item: int) -> Path:
         """Where the photo with this id lies."""
         if item not in self.paths:
@@ -200,29 +216,28 @@ class Index:
     def query(self, descriptors: np.ndarray, k: int = 10) -> pd.DataFrame:
         """The k best photos of every query: a frame with query, rank (from 1), id, path, score, best first."""
         rows, k = self._rows(descriptors), min(whole("k", k), len(self))
-        wanted = min(k + len(self.removed), self.store.ntotal) if k else 0
-        if k and self.kind == "hnsw":  # as many more as were removed, and those are passed over
+        scores, ids = self._nearest(rows, k) if k else (np.zeros((len(rows), 0)),) * 2
+        asked, rank = np.indices(ids.shape)
+        found = pd.DataFrame(
+            {"query": asked.ravel(), "rank": rank.ravel() + 1, "id": ids.ravel().astype(int)}
+        )
+        found["score"] = scores.ravel().astype(np.float32)
+        found = found[found["id"] >= 0].reset_index(drop=True)  # approximate kinds may find fewer than k
+        found.insert(3, "path", [str(self.photo(i)) for i in found["id"]])
+        return found
+
+    def _nearest(self, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and ids (Q, k), best first; -1 where nothing was found."""
+        wanted = min(k + len(self.removed), self.store.ntotal)
+        if self.kind == "hnsw":  # as many more as were removed, and those are passed over
             effort = max(wanted, min(self.effort, self.store.ntotal))
             faiss.downcast_index(self.store.index).hnsw.efSearch = effort
-        if (
-            k and self.kind == "ivfpq"
-        ):  # set here: libraries that patch faiss for torch drop the search's ``params``
+        if self.kind == "ivfpq":  # set here: what patches faiss for torch drops the search's ``params``
             self.store.nprobe = min(self.probes, self.store.nlist)
-        scores, ids = self.store.search(rows, wanted) if k else (np.zeros((len(rows), 0)),) * 2
-        ids = np.where(np.isin(ids, self.removed), -1, ids).astype(np.int64)
+        scores, ids = self.store.search(rows, wanted)
+        ids = np.where(np.isin(ids, self.removed), -1, ids)
         order = np.argsort(ids < 0, axis=1, kind="stable")[:, :k]
-        scores, ids = np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
-        asked, rank = (place.ravel() for place in np.indices(ids.shape))
-        paths = [str(self.photo(i)) if i >= 0 else "" for i in ids.ravel().tolist()]
-        columns = {
-            "query": asked,
-            "rank": rank + 1,
-            "id": ids.ravel(),
-            "path": paths,
-            "score": scores.ravel(),
-        }
-        found = pd.DataFrame(columns)
-        return found[found["id"] >= 0].reset_index(drop=True)  # approximate kinds may find fewer than k
+        return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
 
     def duplicates(self, threshold: float) -> list[list[int]]:
         """Groups of two ids or more whose descriptors reach ``threshold`` by inner product, from one to the next."""
@@ -264,7 +279,9 @@ class Index:
             index.update(encoder, root, folder, **options)
         return index
 
-    def update(self, encoder: photos.Encoder, root=None, folder=None, kind=None, **options) -> Changes:
+    def update(
+        self, encoder: photos.Encoder | None = None, root=None, folder=None, kind=None, **options
+    ) -> Changes:
         """Describe what is new or changed below ``root`` (default: the index's), forget what is gone.
 
         folder: where the index is saved, also on the way. kind: one of KINDS, by default by size. options: batch_size,
@@ -281,7 +298,7 @@ class Index:
         np.random.default_rng(0).shuffle(todo)  # ivfpq learns from the first, which must not be of one folder
         self.remove(gone := old.keys() - now.keys())
         saved, pause = time.monotonic(), CHECKPOINT
-        for rows, names, broken in photos.describe(root, todo, encoder, **options):
+        for rows, names, broken in photos.describe(root, todo, encoder or self.encoder(), **options):
             self.remove([path for path in (*names, *(path for path, _ in broken)) if path in self.items])
             if names:
                 self.add(rows, names, [now[path] for path in names])
@@ -291,7 +308,7 @@ class Index:
                 start = time.monotonic()
                 self.save(folder)
                 saved = time.monotonic()
-                pause = max(CHECKPOINT, 20 * (saved - start))
+                pause = max(CHECKPOINT, (saved - start) / SAVING)
         if folder:
             self.grow(len(self), kind)
             self.save(folder)
@@ -309,9 +326,10 @@ class Index:
         with writing(folder) as file:
             if file.is_file() and version(file) != self.version:
                 raise HamletError(f"{file} was changed since this index was read; load it and do it again")
-            self.version = uuid.uuid4().hex
+            said = {"version": uuid.uuid4().hex, "sha256": digest(blobs)}
             with replacing(file) as partial:
-                save_file(blobs, partial, metadata={"version": self.version, "sha256": digest(blobs)})
+                save_file(blobs, partial, metadata=said)
+            self.version = said["version"]
 
     @classmethod
     def load(cls, folder: str | Path) -> "Index":
@@ -321,10 +339,8 @@ class Index:
             raise HamletError(f"no index at {folder}; make one with `hamlet index PHOTOS {folder}`")
         try:
             with safe_open(file, "numpy") as opened:
-                blobs, said = (
-                    {name: opened.get_tensor(name) for name in ("about", "store")},
-                    opened.metadata(),
-                )
+                blobs = {name: opened.get_tensor(name) for name in ("about", "store")}
+                said = opened.metadata()
             if digest(blobs) != said["sha256"]:
                 raise ValueError("not what was written")
             about = json.loads(blobs["about"].tobytes())

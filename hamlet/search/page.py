@@ -11,7 +11,6 @@ from string import Template
 import numpy as np
 import pandas as pd
 
-import hamlet
 from hamlet.data.decode import EXTENSIONS, open_image
 from hamlet.errors import HamletError
 from hamlet.search import photos
@@ -19,16 +18,6 @@ from hamlet.search.index import Index
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SIDE = 240  # px of a thumbnail: about 8 KB each
-
-
-def load_encoder(index: Index) -> photos.Encoder:
-    """The model that described an index's photos; refused if what has its name now describes otherwise."""
-    encoder = hamlet.load(index.about.get("model") or "default")
-    if not photos.same(photos.probe(encoder), index.about.get("probe", ())):
-        raise HamletError(
-            f"the model {index.about.get('model')!r} is not what made this index; index the photos again"
-        )
-    return encoder
 
 
 def ask(index: Index, encoder: photos.Encoder, query, k: int = 12) -> pd.DataFrame:
@@ -41,7 +30,7 @@ def ask(index: Index, encoder: photos.Encoder, query, k: int = 12) -> pd.DataFra
 
 
 def thumbnail(source, side: int = SIDE) -> bytes:
-    """A JPEG no larger than ``side`` px, without what a camera writes beside the pixels; a grey square if it is gone."""
+    """A JPEG of at most ``side`` px, without what a camera writes beside the pixels; grey if the photo is gone."""
     try:
         image = open_image(source)
     except (HamletError, OSError):
@@ -81,7 +70,7 @@ def render(title: str, body: str, allowed: str = "'none'") -> str:
 
 def page(index: Index, queries: Sequence = (), encoder: photos.Encoder | None = None, k: int = 12) -> str:
     """A page of answers. queries: photos and sentences; by default 24 photos spread over the index."""
-    encoder = encoder or (load_encoder(index) if queries else None)
+    encoder = encoder or (index.encoder() if queries else None)
     asked = [
         (photos.shown(q), "" if not os.path.exists(q) else q, ask(index, encoder, q, k)) for q in queries
     ]

@@ -37,12 +37,12 @@ class Live:
 
     def __init__(self, folder: Path):
         self.folder, self.index = folder, Index.load(folder)
-        self.encoder = page.load_encoder(self.index)
+        self.encoder = self.index.encoder()
 
     def current(self) -> Index:
         if version(self.folder / FILE) != self.index.version:
             self.index = Index.load(self.folder)
-            self.encoder = page.load_encoder(self.index)
+            self.encoder = self.index.encoder()
         return self.index
 
     def answer(self, query, heading: str, picture: str = "") -> str:
@@ -92,7 +92,7 @@ class Live:
 
 
 def application(folder: str | Path, hosts: list[str] | None = None) -> Starlette:
-    """The web application of an index. hosts: names that a browser may call it by, against rebinding; default loopback."""
+    """The web application of an index. hosts: names a browser may call it by (against rebinding), default loopback."""
     live = Live(Path(folder))
     routes = [Route("/", live.home, methods=["GET", "POST"]), Route("/photo/{item:int}", live.photo)]
     return Starlette(
