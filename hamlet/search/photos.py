@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
+import hamlet
 from hamlet.data.decode import ImageError, decode_many, scan
 from hamlet.errors import HamletError
+from hamlet.paths import replacing
 
 PART = 512  # photos whose pixels, then descriptors, are in memory together
 
@@ -73,3 +77,14 @@ def describe(
                 rows = encoder.encode(list(good.values()), batch_size=batch_size, progress=False)
             bar.update(len(part))
             yield rows, list(good), broken
+
+
+def write_parquet(root: Path, out: Path, model: str, batch_size: int = 32) -> list[tuple[str, str]]:
+    """Descriptors of all photos below ``root`` as a Parquet file: path (string), vector (D float32). -> left out."""
+    encoder, (names, left_out) = hamlet.load(model), states(root.resolve())
+    schema = pa.schema([("path", pa.string()), ("vector", pa.list_(pa.float32()))], {"model": model})
+    with replacing(out) as partial, pq.ParquetWriter(partial, schema) as file:
+        for rows, found, broken in describe(root, list(names), encoder, batch_size):
+            file.write_table(pa.table([[shown(name) for name in found], list(rows)], schema=schema))
+            left_out += broken
+    return left_out

@@ -45,27 +45,30 @@ class Live:
             self.encoder = self.index.encoder()
         return self.index
 
-    def answer(self, query, heading: str, picture: str = "") -> str:
+    def answer(self, heading: str, picture: str, describe: str, query) -> HTMLResponse:
+        """describe: "encode" for a picture, "encode_text" for words, which are never taken for the path of a file."""
         index = self.current()
-        found = page.ask(index, self.encoder, query)
-        return page.section(heading, picture, found, index, "/photo/{}".format, "/?photo={}".format)
+        found = index.query(getattr(self.encoder, describe)([query]), 12)
+        return self.html(
+            page.section(heading, picture, found, index, "/photo/{}".format, "/?photo={}".format)
+        )
 
     def html(self, body: str = "", error: str = "", status: int = 200) -> HTMLResponse:
         words = WORDS if self.encoder.model.text_tower is not None else ""
         told = f'<p class="error" role="alert">{page.html.escape(error)}</p>' if error else ""
         text = f"{FORMS}{words}{told}{body}<script>{DROP}</script>"
-        return HTMLResponse(page.render(f"Search {len(self.index):,} photos", text, ALLOWED), status)
+        return HTMLResponse(page.render(f"Search {len(self.current()):,} photos", text, ALLOWED), status)
 
     async def home(self, request: Request) -> HTMLResponse:
         try:
             if request.method == "POST":
                 return await self.upload(request)
             if words := request.query_params.get("words"):
-                return self.html(await run_in_threadpool(self.answer, [words], words))
+                return await run_in_threadpool(self.answer, words, "", "encode_text", words)
             if chosen := request.query_params.get("photo"):
                 item = int(chosen) if chosen.isdecimal() else -1
                 path = self.current().photo(item)
-                return self.html(await run_in_threadpool(self.answer, path, path.name, f"/photo/{item}"))
+                return await run_in_threadpool(self.answer, path.name, f"/photo/{item}", "encode", path)
             return self.html()
         except HamletError as error:
             return self.html(error=str(error), status=400)
@@ -81,7 +84,7 @@ class Live:
             return self.html(error="no photo came; choose one", status=400)
         name = photo.filename or "photo"
         picture = await run_in_threadpool(page.data_uri, content)
-        return self.html(await run_in_threadpool(self.answer, content, name, picture))
+        return await run_in_threadpool(self.answer, name, picture, "encode", content)
 
     def photo(self, request: Request) -> Response:
         try:
