@@ -41,7 +41,9 @@ def fine_tune(photos: Path, name: str, model: str, epochs: int, file: Path) -> p
 
     What was stopped goes on when asked for again under the same ``name``.
     """
-    data = load_dataset("folder", photos, size=SETTINGS["image_size"], missing_captions="class")
+    data = load_dataset(
+        "folder", photos, size=SETTINGS["image_size"], missing_captions="class", split_by="image"
+    )
     made = create_model(model, pretrained="packaged", text="proxies")
     done = train(made, data, SETTINGS | {"epochs": epochs}, 0, cache_dir() / "training" / name)
     last = done.curves.iloc[-1]

@@ -177,6 +177,7 @@ class Index:
         if kind == "ivfpq":
             if len(sample) < 256:
                 raise HamletError(f"ivfpq learns from 256 descriptors or more, got {len(sample)}; use flat")
+            store.cp.min_points_per_centroid = store.pq.cp.min_points_per_centroid = 1  # no words about few
             store.train(sample)
         if len(ids):
             store.add_with_ids(rows, ids)
@@ -223,7 +224,8 @@ class Index:
         )
         found["score"] = scores.ravel().astype(np.float32)
         found = found[found["id"] >= 0].reset_index(drop=True)  # approximate kinds may find fewer than k
-        found.insert(3, "path", [str(self.photo(i)) for i in found["id"]])
+        root = self.about.get("root", "")
+        found.insert(3, "path", [os.path.join(root, self.paths[i]) for i in found["id"].tolist()])
         return found
 
     def _nearest(self, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
