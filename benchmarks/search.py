@@ -107,11 +107,14 @@ def remake(root: Path | None = None) -> list[Path]:
     root = root or paths.output_root()
     stored = sorted((root / "results" / "search").glob("*.json"), key=lambda p: int(p.stem))
     data = pd.DataFrame([row for path in stored for row in json.loads(path.read_text())]).round(DIGITS)
+    earlier = data.pop("earlier").eq(True) if "earlier" in data else pd.Series(False, data.index)
     text = data.drop(columns=["threads", "load"]).astype(object).where(data.notna(), "").astype(str)
     caption = (
         f"Recall, speed and memory of hamlet.search on {figures.search_conditions(data)}, beside bare faiss."
     )
-    table = results.write_table(text, root / "tables" / "search" / "recall_speed_memory", caption)
+    remark = f"{earlier.sum()} rows are of an earlier version with the same faiss kinds; empty: not measured"
+    stem, remarks = root / "tables" / "search" / "recall_speed_memory", [remark] if earlier.any() else []
+    table = results.write_table(text, stem, caption, remarks)
     return [
         *table,
         *figures.save_figure(figures.search_tradeoff(data), root / "figures/search/recall_speed", data),

@@ -19,7 +19,6 @@ def load(name: str):
 
 
 ranking, differences = load("ranking"), load("library_differences")
-search = load("search")
 
 
 @pytest.mark.parametrize("queries", [0, 12])
@@ -62,26 +61,6 @@ def test_an_absent_or_failing_library_is_named_in_the_table():
 
     assert differences.answer(absent, *differences.CASES[0][:4]) == "not installed"
     assert differences.answer(failing, *differences.CASES[0][:4]) == "RuntimeError: broken"
-
-
-def test_the_search_benchmark_measures_every_kind_and_setting(tmp_path, monkeypatch, capsys):
-    output = tmp_path / "measured.csv"
-    words = "search.py --sizes 400 --queries 20 --dimensions 64 --repeats 1 --output"
-    monkeypatch.setattr("sys.argv", [*words.split(), str(output)])
-    search.main()
-    table = pd.read_csv(output)
-    assert table.groupby("kind", sort=False).size().to_dict() == {
-        "flat": 1,
-        "ivfpq": 4,
-        "hnsw": 3,
-        "sparse": 1,
-    }
-    recall = table.set_index("kind")["recall@10"]
-    assert recall["flat"] == 1 and recall["sparse"] > 0.99 and recall["ivfpq"].is_monotonic_increasing
-    assert (table["bytes_per_image"] > 0).all() and (table["queries_per_second"] > 0).all()
-    search.main()  # what is stored is kept
-    assert "already" in capsys.readouterr().out
-    pd.testing.assert_frame_equal(pd.read_csv(output), table)
 
 
 TABLES = FOLDER.parent / "tables" / "benchmarks"

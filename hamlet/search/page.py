@@ -71,9 +71,11 @@ def render(title: str, body: str, allowed: str = "'none'") -> str:
 def page(index: Index, queries: Sequence = (), encoder: photos.Encoder | None = None, k: int = 12) -> str:
     """A page of answers. queries: photos and sentences; by default 24 photos spread over the index."""
     encoder = encoder or (index.encoder() if queries else None)
-    asked = [
-        (photos.shown(q), "" if not os.path.exists(q) else q, ask(index, encoder, q, k)) for q in queries
-    ]
+    asked = []
+    for query in queries:
+        file = query if os.path.exists(query) else ""
+        name = photos.shown(os.path.basename(query) if file else query)  # no path of this machine in the page
+        asked.append((name, file, ask(index, encoder, query, k)))
     if not queries:
         ids = list(index.paths)
         ids = [ids[i] for i in np.unique(np.linspace(0, len(ids) - 1, min(24, len(ids))).round().astype(int))]

@@ -54,6 +54,7 @@ def client(index, tmp_path):
 
 def test_the_page_is_one_file_with_escaped_names_and_nothing_from_outside(index, photos):
     text = page.page(index, [str(photos / "a" / "00.png"), "red"], k=5)
+    assert "<h2>00.png</h2>" in text and str(photos) not in text  # nothing of the machine's folders
     assert EVIL not in text and "<script" not in text and "script-src 'none'" in text
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
     assert len(sources) == 1 + 1 + 5 + 5 and all(s.startswith("data:") for s in sources)
