@@ -88,7 +88,11 @@ def measure(size: int, queries: int, kind: str) -> list[dict]:
             faiss.downcast_index(bare.index).hnsw.efSearch = value
         elif kind == "ivfpq":
             bare.nprobe = value
-        ours, theirs = seconds(lambda: index.query(asked, K)), seconds(lambda: bare.search(asked, K))
+        turns = [
+            (seconds(lambda: index.query(asked, K), 1), seconds(lambda: bare.search(asked, K), 1))
+            for _ in range(7)
+        ]
+        ours, theirs = np.min(turns, axis=0)  # in turns, so that other work on the machine meets both
         hits = [len(set(a) & set(b)) / K for a, b in zip(ids, truth, strict=True)]
         found.append(
             {"size": size, "dimensions": DIMENSIONS, "kind": kind, "setting": SETTINGS[kind][0], "value": value,

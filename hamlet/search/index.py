@@ -5,13 +5,10 @@ The kinds are faiss's (Johnson, Douze, Jégou, "Billion-scale similarity search 
 product-quantised residuals (Jégou et al., TPAMI 2011). An index on disk is one file that is replaced whole.
 """
 
-import hashlib
-import json
 import os
 import time
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
@@ -19,19 +16,14 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pandas as pd
-from filelock import FileLock
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 import hamlet
 from hamlet.errors import HamletError
-from hamlet.paths import replacing
-from hamlet.search import photos
+from hamlet.search import photos, storage
 
 KINDS = ("flat", "hnsw", "ivfpq")
-FILE = "index.safetensors"
 EXACT_BYTES = 256 << 20  # flat reads all of it for each question: some 30 ms on one core
 GRAPH_BYTES = 2 << 30  # hnsw keeps all descriptors in memory; beyond, only codes fit a laptop
 CHECKPOINT = 30.0  # seconds of describing that a stop may cost,
@@ -56,17 +48,6 @@ def whole(name: str, value: int, most: int = 1 << 31) -> int:
     return int(value)
 
 
-@contextmanager
-def writing(folder: str | Path) -> Iterator[Path]:
-    """The index's file, while no other process writes it: one waits for the other; readers are never disturbed."""
-    folder = Path(folder)
-    if folder.is_file():
-        raise HamletError(f"{folder} is a file; name a folder for the index")
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock", is_singleton=True):
-        yield folder / FILE
-
-
 @dataclass
 class Changes:
     """What an update did: numbers of photos, and (path, reason) of everything found and not used."""
@@ -86,16 +67,18 @@ class Index:
     """
 
     def __init__(
-        self, kind="flat", dimension=512, about: dict | None = None, probes: int = 64, effort: int = 128
+        self,
+        kind: str = "flat",
+        dimension: int = 512,
+        about: dict | None = None,
+        probes: int = 64,
+        effort: int = 128,
     ):
         if kind not in KINDS:
             raise HamletError(f"unknown kind of index {kind!r}; valid: {', '.join(KINDS)}")
         self.kind, self.dimension = kind, whole("dimension", dimension, 1 << 20)
-        self.about, self.probes, self.effort = (
-            dict(about or {}),
-            whole("probes", probes),
-            whole("effort", effort),
-        )
+        self.about = dict(about or {})
+        self.probes, self.effort = whole("probes", probes), whole("effort", effort)
         self.items: dict[str, tuple[int, str]] = {}
         self.paths: dict[int, str] = {}
         self.removed: list[int] = []  # hnsw cannot forget a node, so it is passed over instead
@@ -242,22 +225,19 @@ class Index:
         return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
 
     def duplicates(self, threshold: float) -> list[list[int]]:
-        """Groups of two ids or more whose descriptors reach ``threshold`` by inner product, from one to the next."""
-        ids, rows = np.array(list(self.paths), np.int64), self.vectors()
-        group = np.arange(len(ids))  # each photo's group, joined block by block so that memory stays small
+        """Groups of two ids or more whose descriptors reach ``threshold`` by inner product, from one to the next.
+
+        Each photo is joined to at most 32 others; an approximate kind may miss some.
+        """
+        ids, pairs = np.array(list(self.paths), np.int64), [np.zeros((2, 0), int)]
         for start in range(0, len(ids), 512):
-            limits, _, found = self.store.range_search(rows[start : start + 512], threshold)
-            asked = np.repeat(np.arange(start, start + len(limits) - 1), np.diff(limits.astype(np.int64)))
-            place = np.searchsorted(ids, found).clip(max=len(ids) - 1)
-            there = ids[place] == found  # not what hnsw passes over
-            pairs = np.concatenate([[asked[there], place[there]], [np.arange(len(ids)), group]], axis=1)
-            graph = coo_array((np.ones(pairs.shape[1], bool), tuple(pairs)), shape=(len(ids),) * 2)
-            group = connected_components(graph, directed=False)[1]
-            _, first = np.unique(group, return_index=True)
-            group = first[group]
-        order = np.argsort(group, kind="stable")
-        parts = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
-        return [ids[part].tolist() for part in parts if len(part) > 1]
+            found = self.query(self.vectors(ids[start : start + 512]), 33)
+            found = found[found["score"] >= threshold]
+            pairs.append(np.stack([found["query"] + start, np.searchsorted(ids, found["id"])]))
+        one, other = np.concatenate(pairs, axis=1)
+        graph = coo_array((np.ones(len(one), bool), (one, other)), shape=(len(ids),) * 2)
+        groups = pd.Series(ids).groupby(connected_components(graph, directed=False)[1]).agg(list)
+        return [group for group in groups if len(group) > 1]
 
     # -- folders -----------------------------------------------------------------------------------------------
 
@@ -270,8 +250,8 @@ class Index:
         model: for ``hamlet.load``, or what it returned; by default the index's own, else "default". options: those of
         ``update``. A build that was stopped goes on when it is asked for again.
         """
-        with writing(folder) if folder else nullcontext():
-            old = cls.load(folder) if folder and (Path(folder) / FILE).is_file() else cls()
+        with storage.writing(folder) if folder else nullcontext():
+            old = cls.load(folder) if folder and (Path(folder) / storage.FILE).is_file() else cls()
             name = model or old.about.get("model") or "default"
             encoder = hamlet.load(name) if isinstance(name, str) else name
             probe = photos.probe(encoder)
@@ -324,43 +304,15 @@ class Index:
         about |= {"probes": self.probes, "effort": self.effort, "next_id": self.next_id}
         about["items"] = [(path, i, state) for path, (i, state) in self.items.items()]
         store = np.zeros(0, np.uint8) if self.store is None else faiss.serialize_index(self.store)
-        blobs = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8), "store": store}
-        with writing(folder) as file:
-            if file.is_file() and version(file) != self.version:
-                raise HamletError(f"{file} was changed since this index was read; load it and do it again")
-            said = {"version": uuid.uuid4().hex, "sha256": digest(blobs)}
-            with replacing(file) as partial:
-                save_file(blobs, partial, metadata=said)
-            self.version = said["version"]
+        self.version = storage.write(folder, about, store, self.version)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Index":
         """Read a saved index, its content checked; it can be replaced meanwhile without harm."""
-        file = Path(folder) / FILE
-        if not file.is_file():
-            raise HamletError(f"no index at {folder}; make one with `hamlet index PHOTOS {folder}`")
-        try:
-            with safe_open(file, "numpy") as opened:
-                blobs = {name: opened.get_tensor(name) for name in ("about", "store")}
-                said = opened.metadata()
-            if digest(blobs) != said["sha256"]:
-                raise ValueError("not what was written")
-            about = json.loads(blobs["about"].tobytes())
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise HamletError(f"{file} is damaged ({error}); delete it and index the photos again") from error
+        about, store, version = storage.read(folder)
         index = cls(about["kind"], about["dimension"], about["about"], about["probes"], about["effort"])
         index.items = {path: (i, state) for path, i, state in about["items"]}
         index.paths = {i: path for path, (i, _) in index.items.items()}
-        index.removed, index.next_id, index.version = about["removed"], about["next_id"], said["version"]
-        index.store = faiss.deserialize_index(blobs["store"]) if len(blobs["store"]) else None
+        index.removed, index.next_id, index.version = about["removed"], about["next_id"], version
+        index.store = faiss.deserialize_index(store) if len(store) else None
         return index
-
-
-def digest(blobs: dict[str, np.ndarray]) -> str:
-    return hashlib.sha256(b"".join(hashlib.sha256(blob).digest() for blob in blobs.values())).hexdigest()
-
-
-def version(file: Path) -> str:
-    """Which save a file comes from, without reading it all."""
-    with safe_open(file, "numpy") as opened:
-        return (opened.metadata() or {}).get("version", "")
