@@ -74,7 +74,8 @@ def measure(profile, dataset):
 
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--profile"), parser.add_argument("--dataset"), parser.add_argument("--with-parent", action="store_true")
+parser.add_argument("--profile"), parser.add_argument("--dataset")
+parser.add_argument("--with-parent", action="store_true")
 given = parser.parse_args()
 measure(given.profile, given.dataset)
 """
