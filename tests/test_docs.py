@@ -11,11 +11,11 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
+import pages
 import pytest
 import yaml
 from PIL import Image
 
-import pages
 from hamlet.paths import ROOT
 
 DOCS = ROOT / "docs"
@@ -43,7 +43,7 @@ def test_nothing_is_loaded_from_elsewhere(site):
     )
     found = {}
     for html in site.rglob("*.html"):
-        outside = [m for m in loaded.findall(html.read_text(encoding="utf-8"))]
+        outside = loaded.findall(html.read_text(encoding="utf-8"))
         found |= {html.name: outside} if outside else {}
     assert not found
 

@@ -2,11 +2,11 @@
 
 import re
 
+import pages
 import pandas as pd
 import pytest
 import yaml
 
-import pages
 from hamlet.artifact.readme import refreshed, standing
 from hamlet.paths import ROOT
 
