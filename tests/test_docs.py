@@ -62,7 +62,7 @@ def test_reference_names_all_that_is_public(site, module):
     else:
         kinds = (ast.FunctionDef, ast.ClassDef)
         public = [s.name for s in tree.body if isinstance(s, kinds) and not s.name.startswith("_")]
-    html = (site / "api" / module / "index.html").read_text(encoding="utf-8")
+    html = (site / "api" / f"{module}.html").read_text(encoding="utf-8")
     assert not [n for n in public if f'id="{name}.{n}"' not in html]
 
 
@@ -168,3 +168,13 @@ def test_own_photos_as_shown(tmp_path, monkeypatch):
     monkeypatch.setenv("HAMLET_CACHE", str(tmp_path / "cache"))
     pages.photos(tmp_path / "my-photos")
     pages.follow(page("photos.md"))
+
+
+def test_sizes_at_which_the_kind_of_index_changes():
+    """The page's table says for 1280 values what the index chooses."""
+    from hamlet.search.index import choose_kind
+
+    flat, graph = (int(n.replace(",", "")) for n in re.findall(r"up to ([\d,]+) \|", page("photos.md")))
+    assert (flat, graph) == (50_000, 400_000)
+    chosen = [choose_kind(n, 1280)[0] for n in (flat, flat * 2, graph, graph * 2)]
+    assert chosen == ["flat", "hnsw", "hnsw", "ivfpq"]
