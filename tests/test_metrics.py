@@ -15,32 +15,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from hamlet.metrics import dots, hierarchical_metrics, relevance, retrieval_metrics, scores, torch_scores
+from hamlet import metrics
+from hamlet.errors import HamletError
+from hamlet.metrics import hierarchical_metrics, retrieval_metrics
 
 KS = (1, 5, 10)
 
 
 def reference(query, gallery, positive, skip, ks=KS):
-    """The definitions, written out: a stable sort per query with negatives first among equals; float64."""
+    """The definitions, written out: exactly rounded sums; negatives within a tie of a positive come ahead of it."""
     rows = []
-    for i in range(len(query)):
-        score = [
-            math.fsum(a * b for a, b in zip(query[i].tolist(), g, strict=True)) for g in gallery.tolist()
-        ]
-        order = sorted(
-            (j for j in range(len(gallery)) if j not in skip[i]), key=lambda j: (-score[j], j in positive[i])
-        )
-        hits = [j in positive[i] for j in order]
-        total = sum(hits)
-        row = {"positives": total}
-        if total:
-            ranks = [r + 1 for r, hit in enumerate(hits) if hit]
-            row["AP"] = sum((n + 1) / r for n, r in enumerate(ranks)) / total
+    largest = max((math.hypot(*g) for g in gallery.tolist()), default=0)
+    for q, good, out in zip(query.tolist(), positive, skip, strict=True):
+        score = [math.fsum(a * b for a, b in zip(q, g, strict=True)) for g in gallery.tolist()]
+        tie = metrics.TIE * math.hypot(*q) * largest
+        own = sorted((score[j] for j in range(len(gallery)) if j in good and j not in out), reverse=True)
+        others = [score[j] for j in range(len(gallery)) if j not in good and j not in out]
+        ranks = [n + 1 + sum(s >= mine - tie for s in others) for n, mine in enumerate(own)]
+        row = {"positives": len(own)}
+        if own:
+            row["AP"] = sum((n + 1) / r for n, r in enumerate(ranks)) / len(own)
             row["MRR"] = 1 / ranks[0]
-            row["R-precision"] = sum(hits[:total]) / total
-            row["MAP@R"] = sum((n + 1) / r for n, r in enumerate(ranks) if r <= total) / total
+            row["R-precision"] = sum(r <= len(own) for r in ranks) / len(own)
+            row["MAP@R"] = sum((n + 1) / r for n, r in enumerate(ranks) if r <= len(own)) / len(own)
             for k in ks:
-                row[f"P@{k}"], row[f"R@{k}"] = sum(hits[:k]) / k, float(any(hits[:k]))
+                row[f"P@{k}"], row[f"R@{k}"] = sum(r <= k for r in ranks) / k, float(ranks[0] <= k)
         rows.append(row)
     return rows
 
@@ -81,7 +80,7 @@ def problems(draw):
         np.array(draw(st.lists(label, min_size=q, max_size=q)), dtype=np.int64),
         gallery,
         np.array(draw(st.lists(label, min_size=n, max_size=n)), dtype=np.int64),
-        [draw(st.lists(st.integers(0, n - 1), max_size=3)) for _ in range(q)],
+        [draw(st.lists(st.integers(0, n - 1), max_size=3, unique=True)) for _ in range(q)],
     )
 
 
@@ -157,59 +156,6 @@ def noisy_classes(n=900, d=40, seed=3):
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), labels
 
 
-def exact_order(x, labels):
-    """Reference on ``dots.dot``'s own float64 scores, sorted: no matrix product, no filter."""
-    rows, cols = np.divmod(np.arange(len(x) ** 2), len(x))
-    out = np.empty(len(rows))
-    dots.dot_pairs(x.astype(np.float64), rows, x, cols, out)
-    ap = np.full(len(x), np.nan)
-    for i, score in enumerate(out.reshape(len(x), -1)):
-        keep = np.arange(len(x)) != i
-        score, hit = score[keep], (labels == labels[i])[keep]
-        hit = hit[np.lexsort((hit, -score))]
-        if hit.any():
-            ap[i] = (np.cumsum(hit) / np.arange(1, len(hit) + 1))[hit].mean()
-    return ap
-
-
-def test_bits_do_not_depend_on_blocks_threads_or_order(monkeypatch):
-    x, labels = noisy_classes()
-    whole = retrieval_metrics(x, labels, threads=1)
-    np.testing.assert_allclose(whole.per_query["AP"], exact_order(x, labels), rtol=1e-12)
-    for tile, rows, threads in ((7, 1, 1), (64, 33, 2), (899, 5, 3)):
-        monkeypatch.setattr(scores, "TILE", tile)
-        monkeypatch.setattr(scores, "ROWS", rows)
-        result = retrieval_metrics(x, labels, threads=threads)
-        for name, values in whole.per_query.items():
-            np.testing.assert_array_equal(values, result.per_query[name], err_msg=name)
-    order = np.random.default_rng(0).permutation(len(x))
-    moved = retrieval_metrics(x[order], labels[order])
-    for name, values in whole.per_query.items():
-        np.testing.assert_array_equal(values[order], moved.per_query[name], err_msg=name)
-
-
-def test_bits_are_the_same_in_torch_and_sparse(monkeypatch):
-    x, labels = noisy_classes(500)
-    expected = retrieval_metrics(x, labels)
-
-    class Forced:  # the CUDA code on the CPU
-        def __new__(cls, query, gallery, norm):
-            return torch_scores.TorchScores(torch.from_numpy(query), torch.from_numpy(gallery), norm)
-
-    codes = np.where(np.abs(x) > 0.2, np.round(x * 64) / 64, 0).astype(np.float32)
-    dense, sparse = retrieval_metrics(codes, labels), retrieval_metrics(scipy.sparse.csr_array(codes), labels)
-    coded = retrieval_metrics(torch.from_numpy(codes).to_sparse(), labels)
-    monkeypatch.setattr("hamlet.metrics.ranking.Dense", Forced)
-    for tile, rows in ((32768, 512), (37, 11)):
-        monkeypatch.setattr(torch_scores, "TILE", tile)
-        monkeypatch.setattr(torch_scores, "ROWS", rows)
-        for name, values in retrieval_metrics(x, labels).per_query.items():
-            np.testing.assert_array_equal(values, expected.per_query[name], err_msg=name)
-    for name, values in dense.per_query.items():
-        np.testing.assert_array_equal(values, sparse.per_query[name], err_msg=name)
-        np.testing.assert_array_equal(values, coded.per_query[name], err_msg=name)
-
-
 def crowded(n, classes, kind, seed=0, d=12):
     """Leave-one-out problems with hundreds of positives a query, whose scores are hard to tell apart."""
     rng = np.random.default_rng(seed)
@@ -230,21 +176,6 @@ def crowded(n, classes, kind, seed=0, d=12):
 CROWDS = ("plain", "duplicates", "small integers", "near", "outlier")
 
 
-@settings(max_examples=20, deadline=None)
-@given(
-    st.sampled_from(CROWDS),
-    st.sampled_from([1, 2, 5]),
-    st.integers(0, 2**16),
-    st.sampled_from([1, 50, 2**40]),
-)
-def test_many_positives_match_the_exact_order(kind, classes, seed, wide):
-    x, labels = crowded(400, classes, kind, seed)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scores, "WIDE", wide)  # 1: always the float64 product, 2**40: never
-        ap = retrieval_metrics(x, labels).per_query["AP"]
-    np.testing.assert_allclose(ap, exact_order(x, labels), rtol=1e-12)
-
-
 @pytest.mark.parametrize("kind", CROWDS)
 def test_many_positives_match_the_loop(kind):
     x, labels = crowded(1506, 2, kind, 1)
@@ -253,73 +184,6 @@ def test_many_positives_match_the_loop(kind):
     rows = reference(query, gallery, same_labels(query_labels, gallery_labels, False), exclude)
     assert all(row["positives"] > 500 for row in rows)
     assert_same(retrieval_metrics(query, query_labels, gallery, gallery_labels, KS, exclude), rows)
-
-
-@pytest.mark.parametrize("kind", CROWDS)
-def test_bits_with_many_positives_depend_on_nothing_else(kind, monkeypatch):
-    x, labels = crowded(600, 3, kind, 5)
-    whole = retrieval_metrics(x, labels, threads=1)
-    order = np.random.default_rng(1).permutation(len(x))
-    for tile, rows, pairs, wide, threads in (
-        (37, 16, 2**20, 2**40, 1),
-        (500, 1, 2**12, 1, 2),
-        (599, 33, 2**16, 1, 3),
-        (64, 500, 2**20, 2**40, 2),
-    ):
-        monkeypatch.setattr(scores, "TILE", tile)
-        monkeypatch.setattr(scores, "ROWS", rows)
-        monkeypatch.setattr(scores, "WIDE", wide)
-        monkeypatch.setattr(relevance, "PAIRS", pairs)
-        again = retrieval_metrics(x, labels, threads=threads)
-        moved = retrieval_metrics(x[order], labels[order], threads=threads)
-        for name, values in whole.per_query.items():
-            np.testing.assert_array_equal(values, again.per_query[name], err_msg=name)
-            np.testing.assert_array_equal(values[order], moved.per_query[name], err_msg=name)
-
-
-def test_more_positives_than_sixteen_bits_count():
-    rng = np.random.default_rng(2)
-    x = rng.normal(size=(90003, 4)).astype(np.float32)
-    query, gallery = x[:3], x[3:]
-    labels = (np.arange(len(gallery)) % 5 == 0).astype(np.int64)  # 72,000 and 18,000 positives
-    got = retrieval_metrics(query, [0, 1, 0], gallery, labels).per_query
-    for i, label in enumerate((0, 1, 0)):
-        exact = np.empty(len(gallery))
-        rows = np.arange(len(gallery))
-        dots.dot_pairs(query.astype(np.float64), np.full(len(rows), i), gallery, rows, exact)
-        hit = labels == label
-        hit = hit[np.lexsort((hit, -exact))]  # a positive comes after the negatives that it ties
-        precision = np.cumsum(hit)[hit] / (np.flatnonzero(hit) + 1)
-        np.testing.assert_allclose(got["AP"][i], precision.mean(), rtol=1e-12)
-
-
-@pytest.mark.parametrize("kind", CROWDS)
-def test_many_positives_have_the_same_bits_in_torch(kind, monkeypatch):
-    x, labels = crowded(500, 2, kind, 3)
-    expected = retrieval_metrics(x, labels)
-    monkeypatch.setattr(
-        "hamlet.metrics.ranking.Dense",
-        lambda q, g, norm: torch_scores.TorchScores(torch.from_numpy(q), torch.from_numpy(g), norm),
-    )
-    for tile, rows, pairs in ((32768, 512, 65536), (37, 11, 100)):
-        for name, value in (("TILE", tile), ("ROWS", rows), ("PAIRS", pairs)):
-            monkeypatch.setattr(torch_scores, name, value)
-        for name, values in retrieval_metrics(x, labels).per_query.items():
-            np.testing.assert_array_equal(values, expected.per_query[name], err_msg=name)
-
-
-@pytest.mark.parametrize("kind", [np.float32, np.float64])
-def test_the_error_bound_holds(kind):
-    query, gallery = unit_vectors(40, 128, 6), unit_vectors(2000, 128, 7)
-    gallery[:40] = query  # scores near 1 as well as near 0
-    gallery[40:80] = np.abs(gallery[40:80])
-    source = scores.Dense(query, gallery, 1.0)
-    source.load(0, 40)
-    roundoff = 2.0**-24 if kind == np.float32 else 2.0**-52
-    flat, slope = scores.error_bound(source.norms, 1.0, 128, roundoff)
-    exact = source.pairs(np.arange(41) * 2000, np.tile(np.arange(2000), 40)).reshape(40, 2000)
-    error = np.abs(source.exact.astype(kind) @ gallery.astype(kind).T - exact)
-    assert (error <= flat[:, None] + slope * np.abs(exact)).all()
 
 
 def test_lists_of_positives_in_any_order():
@@ -371,7 +235,7 @@ def test_every_float_type_is_ranked_by_its_own_values(dtype):
 
 
 def test_float64_differences_below_float32_count():
-    gallery = np.array([[1 + 3e-12], [1 + 2e-12], [1 + 1e-12]])
+    gallery = np.array([[1 + 3e-11], [1 + 2e-11], [1 + 1e-11]])
     assert retrieval_metrics(np.ones((1, 1)), [1], gallery, [0, 1, 1]).mean["mAP"] == pytest.approx(
         (1 / 2 + 2 / 3) / 2
     )
@@ -383,7 +247,7 @@ def test_layouts_and_memory_maps(tmp_path, monkeypatch):
     expected = retrieval_metrics(query, query_labels, x, labels).per_query["AP"]
     np.save(tmp_path / "gallery.npy", x)
     np.save(tmp_path / "half.npy", x.astype(np.float16))
-    monkeypatch.setattr(scores, "TILE", 64)
+    monkeypatch.setattr(metrics, "TILE", 64)
     wide = np.zeros((600, 20), np.float32)
     wide[::2, ::2] = x
     for gallery in (np.asfortranarray(x), wide[::2, ::2], np.load(tmp_path / "gallery.npy", mmap_mode="r")):
@@ -422,7 +286,7 @@ def test_labels_of_any_size_stay_apart():
         assert (result.mean["mAP"], result.mean["queries"], result.mean["skipped"]) == (0.75, 2, 1)
     mixed = retrieval_metrics(x[:1], np.array([2**60 + 1]), x, np.array([2**60, 2**60 + 1, 2**60], np.uint64))
     assert mixed.mean["mAP"] == 0.5
-    with pytest.raises(ValueError, match="no integer"):
+    with pytest.raises(ValueError, match="row 0 is 0.5; expected integers"):
         retrieval_metrics(x, [0.5, 1.0, 1.0])
 
 
@@ -439,7 +303,7 @@ def test_queries_without_positives_and_empty_inputs():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"query": np.eye(3), "query_labels": [0, 1]}, "2 labels for 3"),
+        ({"query": np.eye(3), "query_labels": [0, 1]}, "2 for 3 rows"),
         ({"query": np.eye(3), "query_labels": [0, 1, 2], "gallery": np.eye(3)}, "gallery_labels"),
         (
             dict(query=np.eye(3), query_labels=[0] * 3, gallery=np.eye(4), gallery_labels=[0] * 4),
@@ -555,79 +419,7 @@ def test_hierarchical_average_precision(alpha):
     np.testing.assert_allclose(flat, retrieval_metrics(x, fine).per_query["AP"], atol=1e-12)
     with pytest.raises(ValueError, match="tree"):
         hierarchical_metrics(x, fine, np.arange(50))
-    with pytest.raises(ValueError, match="coarse: expected a label for each of 50"):
+    with pytest.raises(ValueError, match="coarse: 49 for 50 rows"):
         hierarchical_metrics(x, fine, coarse[:49])
-    with pytest.raises(ValueError, match="gallery_fine: expected a label for each of 50"):
+    with pytest.raises(ValueError, match="gallery_fine: missing"):
         hierarchical_metrics(x, fine, coarse, x)
-
-
-def test_rows_are_scaled_without_rounding():
-    sizes = np.array([1e-320, 1e-300, 1e-9, 1, 3, 2.0**40, 1e300, 1e307, 0])
-    rows = np.random.default_rng(0).normal(size=(9, 5)) * sizes[:, None]
-    found = torch_scores.scaled(torch.from_numpy(rows)).numpy()
-    exponent = np.frexp(np.abs(rows).max(axis=1))[1]
-    np.testing.assert_array_equal(found, np.ldexp(rows, -exponent[:, None]))
-
-
-def test_the_kernels_for_a_card_have_the_bits_of_the_cpu():
-    """In a process of its own: Triton reads TRITON_INTERPRET when a kernel is defined."""
-    pytest.importorskip("triton")
-    script = Path(__file__).with_name("interpreted_kernels.py")
-    path = os.pathsep.join([str(script.parent), str(script.parents[1])])
-    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout == "21 cases\n"
-
-
-@pytest.mark.parametrize("capability", [75, 80, 90])
-def test_the_kernels_compile_for_cards(capability):
-    """For Turing, Ampere and Hopper, without one: Triton brings its compiler along."""
-    triton = pytest.importorskip("triton")
-    from triton.backends.compiler import GPUTarget
-
-    from hamlet.metrics import triton_counts as counts
-
-    pointers = {
-        "*fp64": ["query", "out", "values", "flat", "unit"],
-        "*fp32": ["tile", "low", "scale", "gallery"],
-        "*i64": ["ks", "counts", "cols"],
-        "*i32": ["slots", "listed"],
-    }
-    kinds = {name: kind for kind, names in pointers.items() for name in names}
-    for kernel, options in (
-        (counts.pair_scores, {"PAIRS": 32}),
-        (counts.blank, {"SIZE": 256}),
-        (counts.count_tile, {"SIZE": 1024, "table": "*i16", "slope": "fp32", "length": "*i32"}),
-        (counts.count_listed, {"STEPS": 7, "PAIRS": 32}),
-        (counts.row_metrics, {"SIZE": 32, "KINDS": 4}),
-    ):
-        fixed = {(kernel.arg_names.index(k),): v for k, v in options.items() if k.isupper()}
-        given = {name: kinds.get(name, "i32") for name in kernel.arg_names} | options
-        signature = {name: "constexpr" if name.isupper() else given[name] for name in kernel.arg_names}
-        source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=fixed)
-        # Triton compiles a number 1 into the code: a variant of its own
-        numbers = ("positives", "width", "dimensions", "queries", "kinds", "count", "length")
-        ones = {name: "constexpr" for name in numbers if given.get(name) == "i32"}
-        both = [source, triton.compiler.ASTSource(
-            fn=kernel, signature=signature | ones,
-            constexprs=fixed | {(kernel.arg_names.index(name),): 1 for name in ones},
-        )]  # fmt: skip
-        for version in both:
-            made = triton.compile(version, target=GPUTarget("cuda", capability, 32), options=counts.EXACT)
-            assert made.asm["cubin"]
-            assert "fma." not in made.asm["ptx"]  # a fused operation would round otherwise
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
-def test_cuda_gives_the_bits_of_the_cpu():
-    x, labels = noisy_classes()
-    expected = retrieval_metrics(x, labels)
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "error"
-        )  # the one that says that the Triton kernels failed and others took over
-        result = retrieval_metrics(torch.from_numpy(x).cuda(), torch.from_numpy(labels).cuda())
-    for name, values in expected.per_query.items():
-        np.testing.assert_array_equal(values, result.per_query[name], err_msg=name)

@@ -19,7 +19,15 @@ import yaml
 
 from hamlet import paths
 
-DATASETS = ("scenes", "grocery", "folder", "cifar10", "flowers102", "pets")  # a test holds it to hamlet.data
+DATASETS = (
+    "scenes",
+    "grocery",
+    "grocery_unseen",
+    "folder",
+    "cifar10",
+    "flowers102",
+    "pets",
+)  # as hamlet.data
 MOST_SEEDS = 1000
 VARIANTS = ("default", "no_text", "no_exchange", "text")
 # name -> (type, smallest, largest); None as a largest: no bound. Strings list their choices instead.

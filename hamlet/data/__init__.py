@@ -37,9 +37,9 @@ def decode_size(image_size: int) -> int:
 def _resized(native: np.ndarray, size: int) -> Iterator[np.ndarray]:
     from PIL import Image
 
-    from hamlet.data import cache
+    from hamlet.data import decode
 
-    return (cache.fit(Image.fromarray(image), size) for image in native)
+    return (decode.fit(Image.fromarray(image), size) for image in native)
 
 
 def _scenes(
@@ -74,6 +74,7 @@ def _loaders() -> dict[str, Callable[..., RetrievalDataset]]:
     return {
         "scenes": _scenes,
         "grocery": grocery.load,
+        "grocery_unseen": grocery.load_unseen,
         "folder": folder.load,
         "cifar10": public.cifar10,
         "flowers102": public.flowers102,

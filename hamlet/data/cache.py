@@ -1,10 +1,5 @@
 """Decode once: uint8 images in a memory-mapped .npy under ``hamlet.paths.cache_dir()``.
 
-Recipe: first frame, EXIF orientation applied, transparency laid on white, 16-bit greys divided by 257, RGB;
-then the centre square of side min(width, height) is resampled to size x size (Pillow bicubic, antialiased),
-which is "shorter side to ``size``, centre crop" in one resampling. A JPEG whose sides are both
-8 x size or more is first scaled down by the decoder, to no less than 4 x size.
-
 An array is known by what went into it (SHA-256 of the files in order, recipe, size). It is written under a
 ``.partial`` name while a file lock is held and renamed when complete: two processes build it once, and a
 killed one leaves nothing that anyone would read; the next build sweeps its remains away.
@@ -15,21 +10,18 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import PIL
 from filelock import FileLock, Timeout
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from hamlet import paths
-from hamlet.data.dataset import DataError
+from hamlet.data import decode
+from hamlet.data.decode import RECIPE
+from hamlet.errors import DataError
 
-RECIPE = f"centre-square bicubic white 1 / Pillow {PIL.__version__}"
 RACY_NS = 2_000_000_000  # a file touched this lately could change again within the same time stamp
-CHUNK = 256  # images decoded ahead of the writer, so that memory stays flat
 
 
 class BrokenImagesError(DataError):
@@ -41,64 +33,19 @@ class BrokenImagesError(DataError):
         super().__init__(f"{name}: {len(reasons)} image(s) do not decode: {listed}. Replace or remove them.")
 
 
-def fit(image: Image.Image, size: int) -> np.ndarray:
-    """Centre square of an RGB image, resampled to uint8 (size, size, 3)."""
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit greys; Pillow's own conversion would clip them at 255
-        grey = np.asarray(image, dtype=np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError("integer pixels outside 0..65535")
-        image = Image.fromarray((grey // 257).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point pixels have no defined range; save as 8 or 16 bit")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def decode(path: Path, size: int) -> np.ndarray:
-    """Read one image file into uint8 (size, size, 3), RGB, by the module's recipe."""
-    with Image.open(path) as image:
-        image.draft(None, (4 * size, 4 * size))
-        return fit(_to_rgb(ImageOps.exif_transpose(image)), size)
-
-
-def _try_decode(path: Path, size: int) -> np.ndarray | str:
-    try:
-        return decode(path, size)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's plugins raise many types; the reason is always reported
-        return f"{type(error).__name__}: {error}".replace(str(path), path.name)
-
-
 def decode_all(name: str, root: Path, files: Sequence[str], size: int) -> Iterator[np.ndarray]:
-    """Decode ``files`` below ``root`` in order, by threads (Pillow frees the lock), with time left shown.
+    """Decode ``files`` below ``root`` in order, with time left shown.
 
     Raises BrokenImagesError naming every file that does not decode, after all have been tried.
     """
     broken: dict[str, str] = {}
-    bar = tqdm(total=len(files), desc=f"{name}: decoding at {size} px", unit="image", disable=None, delay=1)
-    workers = min(
-        8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    with bar, ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(files), CHUNK):
-            part = files[start : start + CHUNK]
-            results = pool.map(lambda file: _try_decode(root / file, size), part)
-            for file, result in zip(part, results, strict=True):
-                bar.update()
-                if isinstance(result, str):
-                    broken[file] = result
-                elif not broken:
-                    yield result
+    results = decode.decode_many([root / file for file in files], size)
+    bar = tqdm(results, f"{name}: decoding at {size} px", len(files), unit="image", disable=None, delay=1)
+    for file, result in zip(files, bar, strict=True):
+        if isinstance(result, decode.ImageError):
+            broken[file] = result.reason
+        elif not broken:
+            yield result
     if broken:
         raise BrokenImagesError(name, broken)
 
@@ -223,8 +170,8 @@ class FileRecord:
         """Files once found broken that still do not decode (they are tried again), with the reason."""
         known = set(self._read()["broken"])
         suspects = [file for file, digest in zip(files, digests, strict=True) if digest in known]
-        tried = {file: _try_decode(self.root / file, 8) for file in suspects}
-        return {file: result for file, result in tried.items() if isinstance(result, str)}
+        tried = dict(zip(suspects, decode.decode_many([self.root / f for f in suspects], 8), strict=True))
+        return {file: fault.reason for file, fault in tried.items() if isinstance(fault, decode.ImageError)}
 
     def remember_broken(self, digests: Iterable[str]) -> None:
         self._update({}, digests)

@@ -15,13 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from hamlet.errors import HamletError
+from hamlet.errors import DataError
 
 COLUMNS = ("split", "path", "label", "coarse_label", "caption")
-
-
-class DataError(HamletError):
-    """Data that cannot be used as they are; the message names the file and the way out."""
 
 
 @dataclass(frozen=True)

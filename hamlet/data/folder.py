@@ -15,56 +15,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hamlet.data import cache
+from hamlet.data import cache, decode
 from hamlet.data.dataset import DataError, Protocol, RetrievalDataset, assemble, content_hash, limited
 
-EXTENSIONS = tuple(".jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .ppm .pgm .pnm .jp2".split())  # noqa: SIM905
-LITTER = frozenset(("thumbs.db", "desktop.ini", "__macosx"))
 TEST, VALIDATION = 0.3, 0.2  # shares of the classes, or of each class's images
 PROTOCOLS = {
     "default": Protocol("query", None, "test images, leave-one-out"),
     "validation": Protocol("validation", None, "validation images, leave-one-out"),
 }
 Excluded = list[tuple[str, str]]
-
-
-def scan(root: Path) -> tuple[list[str], Excluded]:
-    """Image files below ``root`` (sorted relative POSIX paths) and what was left out, with the reason.
-
-    Symbolic links are followed; a folder that was already read under another name is left out, so a loop of
-    links ends. Real folders are read before linked ones.
-    """
-    files: list[str] = []
-    excluded: Excluded = []
-    seen = {(root.stat().st_dev, root.stat().st_ino)}
-    pending = [root]
-    while pending:
-        folder, folders, before = pending.pop(0), [], len(files)
-        for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-            name, relative = entry.name, Path(entry.path).relative_to(root).as_posix()
-            if name.startswith(".") or name.lower() in LITTER or relative == "captions.csv":
-                continue
-            try:
-                relative.encode()
-                info = entry.stat()
-            except (UnicodeEncodeError, OSError) as error:
-                excluded.append((ascii(relative), f"unreadable name or link: {error}"))
-                continue
-            if entry.is_dir():
-                folders.append((entry.is_symlink(), relative, (info.st_dev, info.st_ino)))
-            elif entry.is_file() and name.lower().endswith(EXTENSIONS):
-                files.append(relative)
-            else:
-                excluded.append((relative, f"not an image: {Path(name).suffix or 'no'} extension"))
-        for _, relative, identity in sorted(folders):
-            if identity in seen:
-                excluded.append((relative, "link to a folder already read"))
-            else:
-                seen.add(identity)
-                pending.append(root / relative)
-        if len(files) == before and not folders and folder != root:
-            excluded.append((folder.relative_to(root).as_posix(), "empty class"))
-    return sorted(files), excluded
 
 
 def _layout(root: Path, files: list[str]) -> tuple[list[str], Excluded]:
@@ -214,7 +173,12 @@ def load(
         if value not in valid:
             raise DataError(f"folder: {value!r} is none of {valid}")
     root = Path(root).expanduser().resolve()
-    found, excluded = scan(root)
+    found, excluded = decode.scan(root)
+    odd = {file for file in found if file.encode(errors="replace").decode() != file}
+    found, excluded = (
+        [f for f in found if f not in odd],
+        excluded + [(ascii(f), "name is not UTF-8") for f in odd],
+    )
     found, outside = _layout(root, found)
     captions, uncaptioned = _captions(root, found, missing_captions)
     record = cache.FileRecord(root)

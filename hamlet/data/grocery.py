@@ -12,6 +12,7 @@ import shutil
 import urllib.error
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from filelock import FileLock
 
@@ -28,6 +29,11 @@ PROTOCOLS = {
     "default": Protocol("query", None, "every image of the test list against all the others (leave-one-out)"),
     "iconic": Protocol("iconic", "query", "81 iconic images query the natural images of the test list"),
     "validation": Protocol("validation", None, "the validation list, leave-one-out"),
+}
+UNSEEN_PROTOCOLS = {
+    "default": Protocol("query", None, "all images of classes never seen in training, leave-one-out"),
+    "iconic": Protocol("iconic", "query", "the iconic images of those classes query their natural images"),
+    "validation": Protocol("validation", None, "classes held out of the training half, leave-one-out"),
 }
 INNER = (
     "",
@@ -163,6 +169,44 @@ def fetch(root: str | Path | None, source: str, check: bool) -> Path:
     return target / "dataset"
 
 
+def halves(coarse_of: list[int]) -> dict[int, str]:
+    """train, validation or query for every class, so that classes of training and test are disjoint.
+
+    ``coarse_of[i]`` is the coarse class of class i. Classes are put in a row: first the coarse classes with
+    several fine classes, then those with one; within that by coarse and fine id. Even places are the training
+    half, odd places the test half: every coarse class is halved (an odd one but for one class), and those
+    with a single class go to the halves in turn. Every fifth class of the training half, from the third on, is
+    validation.
+    """
+    alone = {c for c in coarse_of if coarse_of.count(c) == 1}
+    ordered = sorted(range(len(coarse_of)), key=lambda i: (coarse_of[i] in alone, coarse_of[i], i))
+    part = dict.fromkeys(ordered[::2], "train") | dict.fromkeys(ordered[1::2], "query")
+    return part | dict.fromkeys(ordered[::2][2::5], "validation")
+
+
+def unseen_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of grocery, all three lists together, cut anew by class; iconic images of the test half only."""
+    classes = rows.drop_duplicates("label").sort_values("label")
+    split = rows.label.map(halves(classes.coarse_label.tolist()))
+    iconic = rows.split == "iconic"
+    rows = rows.assign(split=split.mask(iconic, "iconic"))[~iconic | (split == "query")]
+    order = rows.split.map(["train", "validation", "query", "iconic"].index)
+    return rows.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
+
+
+def load_unseen(
+    root: str | Path | None,
+    size: int,
+    limit: int | None,
+    *,
+    verify: bool = True,
+    download: bool = True,
+    source: str = "https://github.com",
+) -> RetrievalDataset:
+    """The same images for classes never seen in training: see :func:`halves`. Options as for ``load``."""
+    return load(root, size, limit, verify=verify, download=download, source=source, unseen=True)
+
+
 def load(
     root: str | Path | None,
     size: int,
@@ -171,6 +215,7 @@ def load(
     verify: bool = True,
     download: bool = True,
     source: str = "https://github.com",
+    unseen: bool = False,
 ) -> RetrievalDataset:
     """Splits train, validation, query (test list), iconic; captions are the class descriptions.
 
@@ -184,8 +229,9 @@ def load(
     digests = cache.FileRecord(folder).hashes(files)
     if verify:
         verify_content(folder, files, digests)
-    rows = limited(rows, limit)
+    name, protocols = ("grocery_unseen", UNSEEN_PROTOCOLS) if unseen else ("grocery", PROTOCOLS)
+    rows = limited(unseen_rows(rows) if unseen else rows, limit)
     known = dict(zip(files, digests, strict=True))
     own = [known[path] for path in rows.path]
-    images = cache.decoded("grocery", folder, rows.path.tolist(), own, size)
-    return assemble("grocery", rows, images, content_hash(rows, own), class_names, coarse_names, PROTOCOLS)
+    images = cache.decoded(name, folder, rows.path.tolist(), own, size)
+    return assemble(name, rows, images, content_hash(rows, own), class_names, coarse_names, protocols)

@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision import datasets
 
 from hamlet import paths
-from hamlet.data import cache
+from hamlet.data import cache, decode
 from hamlet.data.dataset import DataError, Protocol, RetrievalDataset, assemble, content_hash, limited
 
 PROTOCOLS = {
@@ -97,7 +97,7 @@ def cifar10(
         key,
         len(rows),
         size,
-        lambda: (cache.fit(Image.fromarray(pixels[p]), size) for p in rows.path),
+        lambda: (decode.fit(Image.fromarray(pixels[p]), size) for p in rows.path),
     )
     digest = content_hash(rows, digests)
     return assemble("cifar10", rows, images, digest, train.classes, train.classes, PROTOCOLS)

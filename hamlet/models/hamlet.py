@@ -8,24 +8,30 @@ authors' method". Widths are chosen to meet the report's parameter counts.
 """
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hamlet.errors import HamletError
 from hamlet.models.acsa import Block, Kept, LevelLinear, TokenKeeper, compact
-from hamlet.models.layers import GeM, RetrievalModel, descriptor_head
+from hamlet.models.base import Range, RetrievalModel, register
+from hamlet.models.layers import GeM, descriptor_head
 
 LEVELS = 4
-NOT_OPTIONS = ("self", "backbone", "pretrained", "__class__")
 SUBCELLS = (4, 4, 2, 1)  # sub-cells per side of a token's cell in C2..C5
 
 
+@register(
+    resnet18={},
+    mobilenetv3={"width": 192, "head_width": 2000},
+    efficientnetlite0={"width": 192, "head_width": 3100},
+)
 class HAMLET(RetrievalModel):
     """Hierarchical adaptive embedding transformer; text supervises training alone.
 
     Args:
-        backbone: timm name; pretrained: load timm's weights.
         width: channels of a token; depth: number of ACSA blocks; heads: attention heads, a divisor of width.
         expansion: hidden channels of the feed-forward, in multiples of width.
         grid: largest number of token rows and columns; smaller images have C4's own grid. (C5's, at 64 px four
@@ -36,40 +42,32 @@ class HAMLET(RetrievalModel):
         ratio_weight: weight of the ratio loss ``(mean mask - keep_ratio)^2`` over the whole batch.
         exchange: False cuts the attention between levels; gate: False leaves all levels equally weighted.
         layer_scale: initial scale of each block's updates.
-        embedding_dim, text_dim: sizes of the descriptor and of the text teacher's space.
+        embedding_dim: size of the descriptor.
 
     ``static_tokens`` (attribute, also in force under torch.export) masks dropped tokens in place of leaving
     them out: the same descriptor at the full cost, for tools that need fixed shapes.
     """
 
     method = "hamlet"
+    text_default = "alignment"  # part of the parameters that the report counts
 
-    def __init__(
+    def build(
         self,
-        backbone: str = "resnet18",
-        pretrained: bool = False,
         width: int = 256,
         depth: int = 2,
         heads: int = 8,
-        expansion: float = 4.0,
+        expansion: Annotated[float, Range(0.1)] = 4.0,
         grid: int = 6,
-        keep_ratio: float = 0.7,
+        keep_ratio: Annotated[float, Range(0.01, 1)] = 0.7,
         ratio_weight: float = 10.0,
         exchange: bool = True,
         gate: bool = True,
         layer_scale: float = 0.1,
         head_width: int = 3700,
         embedding_dim: int = 512,
-        text_dim: int = 384,
-    ):
-        arguments = locals()
-        options = {k: v for k, v in arguments.items() if k not in NOT_OPTIONS}
-        if width % heads or not 0 < keep_ratio <= 1:
-            raise ValueError(
-                f"width={width} must be a multiple of heads={heads} and keep_ratio={keep_ratio} lie in (0, 1]"
-            )
-        super().__init__(backbone, pretrained, **options)
-        self.embedding_dim = embedding_dim
+    ) -> None:
+        if width % heads:
+            raise HamletError(f"hamlet: width={width}, expected a multiple of heads={heads}")
         self.static_tokens = False
         channels = self.backbone.channels
         # one average over a cell of C2..C4 would lose its layout, so that the lateral sees its sub-cells
@@ -90,7 +88,6 @@ class HAMLET(RetrievalModel):
             nn.GELU(),
             descriptor_head(head_width, embedding_dim),
         )
-        self.text_projection = nn.Linear(embedding_dim, text_dim)
         with torch.no_grad():  # starts close to plain GeM pooling of C5, yet with gradients for every block
             self.to_c5.weight.mul_(0.1)
             self.to_c5.bias.zero_()

@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from hamlet.data.cache import _try_decode
+from hamlet.data.decode import ImageError, decode_many
 from hamlet.paths import replacing
 
 from .index import DESCRIBED, KINDS, Index, model_hash, next_version, whole
@@ -40,14 +39,13 @@ def _describe(model, files: list[Path], image_size: int, bar: tqdm) -> tuple[Row
     from hamlet.evaluation import embed
 
     rows, broken = [], {}
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(files), CHUNK):
-            part = files[start : start + CHUNK]
-            results = list(pool.map(_try_decode, part, [image_size] * len(part)))
-            broken |= {f: r for f, r in zip(part, results, strict=True) if isinstance(r, str)}
-            if images := [r for r in results if not isinstance(r, str)]:
-                rows.append(embed(model, np.stack(images), image_size))
-            bar.update(len(part))
+    for start in range(0, len(files), CHUNK):
+        part = files[start : start + CHUNK]
+        results = list(decode_many(part, image_size))
+        broken |= {f: r.reason for f, r in zip(part, results, strict=True) if isinstance(r, ImageError)}
+        if images := [r for r in results if not isinstance(r, ImageError)]:
+            rows.append(embed(model, np.stack(images), image_size))
+        bar.update(len(part))
     return (_stack(rows) if rows else None), broken
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
-from PIL import Image
 
 from hamlet import paths
-from hamlet.data import cache
+from hamlet.data import cache, decode
 
 KEY = "ab" * 32
 
@@ -24,45 +23,6 @@ def _rows(count=4, size=8):
     return [np.full((size, size, 3), i, np.uint8) for i in range(count)]
 
 
-def test_fit_takes_the_centre_square_of_a_wide_and_of_a_tall_image():
-    pixels = np.zeros((8, 24, 3), np.uint8)
-    pixels[:, 8:16] = 200  # the centre square, and nothing else
-    assert (cache.fit(Image.fromarray(pixels), 8) == 200).all()
-    assert (cache.fit(Image.fromarray(pixels.transpose(1, 0, 2)), 8) == 200).all()
-
-
-def test_fit_antialiases():
-    stripes = np.zeros((64, 64, 3), np.uint8)
-    stripes[:, ::2] = 255  # one pixel on, one off: subsampling gives 0 or 255, averaging gives grey
-    assert abs(cache.fit(Image.fromarray(stripes), 8).astype(int) - 127).max() < 10
-
-
-def test_decode_applies_exif_orientation(tmp_path):
-    pixels = np.zeros((16, 16, 3), np.uint8)
-    pixels[:8] = 255  # upper half white
-    exif = Image.Exif()
-    exif[274] = 6  # stored turned: to be shown rotated by 90 degrees clockwise
-    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    shown = cache.decode(tmp_path / "turned.png", 16)
-    assert (shown[:, 8:] == 255).all() and (shown[:, :8] == 0).all()
-
-
-def test_decode_modes(tmp_path):
-    def saved(image, name, **options):
-        image.save(tmp_path / name, **options)
-        return cache.decode(tmp_path / name, 8)
-
-    red = Image.new("RGB", (8, 8), (255, 0, 0))
-    assert (saved(red.convert("P", palette=Image.Palette.ADAPTIVE), "p.png") == (255, 0, 0)).all()
-    assert np.abs(saved(red.convert("CMYK"), "c.jpg").astype(int) - (255, 0, 0)).max() <= 3
-    assert (saved(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), "clear.png") == 255).all()  # white shows through
-    assert (saved(Image.new("RGBA", (8, 8), (255, 0, 0, 255)), "full.png") == (255, 0, 0)).all()
-    grey16 = Image.fromarray(np.full((8, 8), 32896, np.uint16))  # 128 * 257
-    assert (saved(grey16, "16.png") == 128).all()
-    assert (saved(Image.new("1", (8, 8), 1), "bit.png") == 255).all()
-    assert (saved(Image.new("LA", (8, 8), (7, 255)), "la.png") == 7).all()
-
-
 def test_decode_all_names_every_broken_file(tmp_path, picture):
     for i in range(3):
         picture(tmp_path / f"{i}.jpg", i, (64, 64))
@@ -70,7 +30,7 @@ def test_decode_all_names_every_broken_file(tmp_path, picture):
     (tmp_path / "1.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "2.jpg").write_bytes(b"")
     with pytest.raises(
-        cache.BrokenImagesError, match=r"2 image.*1\.jpg \(OSError: .*2\.jpg \(Unidentified"
+        cache.BrokenImagesError, match=r"2 image.*1\.jpg \(Truncated.*2\.jpg \(not an image"
     ) as error:
         list(cache.decode_all("x", tmp_path, ["0.jpg", "1.jpg", "2.jpg"], 8))
     assert set(error.value.reasons) == {"1.jpg", "2.jpg"} and str(tmp_path) not in str(error.value)
@@ -175,7 +135,7 @@ def test_a_changed_file_and_another_order_and_another_size_have_their_own_cache(
     picture(tmp_path / "b.png", 7)
     changed = load(files)
     assert np.array_equal(changed[0], first[0]) and not np.array_equal(changed[1], first[1])
-    assert np.array_equal(changed[1], cache.decode(tmp_path / "b.png", 8))
+    assert np.array_equal(changed[1], decode.decode(tmp_path / "b.png", 8))
 
 
 def test_record_reads_unchanged_files_once_and_changed_ones_again(tmp_path, monkeypatch):

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from hamlet import paths
-from hamlet.data import DataError, archive, cache, grocery, load_dataset
+from hamlet.data import DataError, archive, grocery, load_dataset
 from hamlet.data.dataset import content_hash
+from hamlet.data.decode import decode
 
 CLASSES = [("Red-Apple", "Apple", 0), ("Green-Apple", "Apple", 0), ("Banana", "Banana", 1)]
 
@@ -71,7 +72,7 @@ def test_miniature_is_read_as_published(miniature):
     assert data.query.coarse_labels.tolist() == [0] * 8 + [1] * 4
     assert data.train.captions[8] == "A Banana to eat." and data.gallery is None
     for split in data.splits.values():
-        expected = np.stack([cache.decode(miniature / path, 8) for path in split.paths])
+        expected = np.stack([decode(miniature / path, 8) for path in split.paths])
         assert np.array_equal(split.images, expected)
     iconic = data.protocols["iconic"]
     assert (iconic.query, iconic.gallery) == ("iconic", "query")
@@ -325,3 +326,40 @@ def test_published_data_load_small(published):
         and data.train.images.shape[1:] == (16, 16, 3)
     )
     assert "Golden Delicious" in data.query.captions[0] and data.class_names[0] == "Golden-Delicious"
+
+
+# --- classes never seen in training
+
+
+def test_halves_by_hand():
+    """Coarse class 1 has five classes, 3 has two; 0, 2 and 4 have one: in a row, 1 2 3 4 5, 7 8, 0 6 9."""
+    part = grocery.halves([0, 1, 1, 1, 1, 1, 2, 3, 3, 4])
+    expected = {"train": [1, 3, 6, 8], "validation": [5], "query": [0, 2, 4, 7, 9]}
+    assert {name: [i for i in range(10) if part[i] == name] for name in expected} == expected
+
+
+@pytest.mark.grocery
+def test_published_classes_are_halved_within_their_coarse_class(published):
+    data = load_dataset("grocery_unseen", size=8)
+    pinned = "e45ca39400cc0b5f639271f92c75ec869845e60f05914cc5870b38699ab0ab5d"  # as results record it
+    assert data.content_hash == pinned
+    classes = {name: set(split.labels.tolist()) for name, split in data.splits.items()}
+    assert classes["query"] == classes["iconic"]
+    assert (
+        sum(len(classes[s]) for s in ("train", "validation", "query"))
+        == 81
+        == len(classes["train"] | classes["validation"] | classes["query"])
+    )
+    assert len(data.train) + len(data.validation) + len(data.query) == 2640 + 296 + 2485
+    coarse = {
+        int(a): int(b) for s in data.splits.values() for a, b in zip(s.labels, s.coarse_labels, strict=True)
+    }
+    for kind in range(43):
+        here = [label for label in coarse if coarse[label] == kind]
+        assert abs(2 * len([x for x in here if x in classes["query"]]) - len(here)) <= 1
+    alone = [label for label in coarse if list(coarse.values()).count(coarse[label]) == 1]
+    assert len([x for x in alone if x in classes["query"]]) in (len(alone) // 2, len(alone) - len(alone) // 2)
+    for split in data.splits.values():
+        assert min(np.bincount(split.labels)[sorted(set(split.labels))]) >= (
+            1 if split.name == "iconic" else 2
+        )

@@ -29,9 +29,17 @@ def made(rows=ROWS, images=IMAGES, classes=("x", "y"), protocols=PROTOCOLS, **op
 
 
 def test_names():
-    assert list_datasets() == ["scenes", "grocery", "folder", "cifar10", "flowers102", "pets"]
+    assert list_datasets() == [
+        "scenes",
+        "grocery",
+        "grocery_unseen",
+        "folder",
+        "cifar10",
+        "flowers102",
+        "pets",
+    ]
     with pytest.raises(
-        DataError, match=r"unknown data set 'grocer'; valid: scenes, grocery, folder, cifar10"
+        DataError, match=r"unknown data set 'grocer'; valid: scenes, grocery, grocery_unseen, folder, cifar10"
     ):
         load_dataset("grocer")
 

@@ -9,7 +9,8 @@ import pytest
 from scipy.io import savemat
 from torchvision import datasets
 
-from hamlet.data import DataError, cache, load_dataset, public
+from hamlet.data import DataError, load_dataset, public
+from hamlet.data.decode import decode
 
 
 def md5(path: Path) -> str:
@@ -81,7 +82,7 @@ def test_flowers102(flowers):
     assert data.validation.paths == [f"flowers-102/jpg/image_{i:05d}.jpg" for i in (6, 5, 4)]
     assert data.validation.labels.tolist() == [101, 1, 0] and data.query.labels.tolist() == [0, 1, 101, 101]
     assert data.train.captions[2] == "a photo of a blackberry lily" and len(data.class_names) == 102
-    expected = [cache.decode(flowers / "downloads" / path, 8) for path in data.query.paths]
+    expected = [decode(flowers / "downloads" / path, 8) for path in data.query.paths]
     assert np.array_equal(data.query.images, np.stack(expected))
 
 
