@@ -63,6 +63,7 @@ def test_reference_names_all_that_is_public(site, module):
     else:
         kinds = (ast.FunctionDef, ast.ClassDef)
         public = [s.name for s in tree.body if isinstance(s, kinds) and not s.name.startswith("_")]
+    public = [n for n in public if not n.isupper()]  # constants stand in the text of what uses them
     html = (site / "api" / f"{module}.html").read_text(encoding="utf-8")
     assert not [n for n in public if f'id="{name}.{n}"' not in html]
 
