@@ -16,7 +16,6 @@ import yaml
 from hamlet import paths
 from hamlet.artifact import run
 from hamlet.artifact.profiles import Run, parameters
-from hamlet.data import load_dataset
 from hamlet.training import train
 
 
@@ -33,7 +32,7 @@ def main() -> None:
     model, _, variant = given.name.partition("-")
     asked = Run(given.profile, given.dataset, model, variant or "default", given.seed)
     settings = parameters(asked) | changes
-    data = load_dataset(given.dataset, size=run.decode_size(settings["image_size"]))
+    data = run.load_data(given.dataset, settings)
     net, start = run.build_model(asked, settings), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         curves = train(net, data, settings, given.seed, Path(folder)).curves

@@ -72,28 +72,25 @@ def build_loss(name: str, classes: int, dim: int, margin: float, scale: float) -
     cosface: cosine softmax with an additive margin (Wang et al., CVPR 2018; margin 0 is the plain cosine softmax of
     Zhai and Wu, BMVC 2019). proxy_anchor: Kim et al., CVPR 2020. multi_similarity: Wang et al., CVPR 2019, no proxies.
     """
-    if name == "cosface":
-        # short proxies turn quickly; the library's start at unit variance in every dimension
-        short = common_functions.TorchInitWrapper(nn.init.normal_, std=0.02)
-        return losses.CosFaceLoss(
+    # short proxies turn quickly; the library's start at unit variance in every dimension
+    short = common_functions.TorchInitWrapper(nn.init.normal_, std=0.02)
+    known = {
+        "cosface": lambda: losses.CosFaceLoss(
             num_classes=classes, embedding_size=dim, margin=margin, scale=scale, weight_init_func=short
-        )
-    if name == "proxy_anchor":
-        return losses.ProxyAnchorLoss(num_classes=classes, embedding_size=dim, margin=margin, alpha=scale)
-    if name == "multi_similarity":
-        return losses.MultiSimilarityLoss()
-    raise HamletError(f"unknown loss {name!r}; valid: cosface, proxy_anchor, multi_similarity")
+        ),
+        "proxy_anchor": lambda: losses.ProxyAnchorLoss(classes, dim, margin=margin, alpha=scale),
+        "multi_similarity": losses.MultiSimilarityLoss,
+    }
+    if name not in known:
+        raise HamletError(f"unknown loss {name!r}; valid: {', '.join(known)}")
+    return known[name]()
 
 
 def training_transform(train_size: int, crop_scale: float) -> v2.Transform:
     """uint8 (3, H, W) -> uint8 (3, train_size, train_size): random crop, mirror, light and colour."""
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(train_size, scale=(crop_scale, 1.0), antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3),
-        ]
-    )
+    crop = v2.RandomResizedCrop(train_size, scale=(crop_scale, 1.0), antialias=True)
+    colour = v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), colour])
 
 
 class TrainingImages(Dataset):
@@ -156,17 +153,14 @@ class Objective(nn.Module):
         images = ((images.float() / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         embedding, terms = model(images, auxiliary=True)
         terms = {"metric_loss": self.metric_loss(embedding, labels), **terms}
-        weight = {name: self.settings[f"text_{name}"] for name in ("alignment", "proxies", "guidance")}
-        if weight["alignment"]:
-            projected = raw.text_projection(embedding)
-            terms["text_alignment"] = weight["alignment"] * alignment(projected, self.text_images[index])
-        if weight["proxies"]:
-            proxies = raw.text_tower(self.text_classes)
-            loss = text_proxies(embedding, proxies, labels, self.settings["scale"])
-            terms["text_proxies"] = weight["proxies"] * loss
-        if weight["guidance"]:
-            loss = language_guidance(embedding, self.text_images[index], labels)
-            terms["text_guidance"] = weight["guidance"] * loss
+        text = {
+            "text_alignment": lambda: alignment(raw.text_projection(embedding), self.text_images[index]),
+            "text_proxies": lambda: text_proxies(
+                embedding, raw.text_tower(self.text_classes), labels, self.settings["scale"]
+            ),
+            "text_guidance": lambda: language_guidance(embedding, self.text_images[index], labels),
+        }
+        terms |= {name: self.settings[name] * loss() for name, loss in text.items() if self.settings[name]}
         return {"loss": sum(terms.values()), **terms}
 
 
@@ -242,12 +236,8 @@ class Trainer:
         self.bf16 = uses_bf16(settings["precision"], self.device)
         # without captions the text layers take no part in the loss
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-        self.accelerator = Accelerator(
-            cpu=self.device.type == "cpu",
-            mixed_precision="bf16" if self.bf16 else "no",
-            rng_types=[],
-            kwargs_handlers=[unused],
-        )
+        how = {"cpu": self.device.type == "cpu", "mixed_precision": "bf16" if self.bf16 else "no"}
+        self.accelerator = Accelerator(**how, rng_types=[], kwargs_handlers=[unused])
         images = TrainingImages(data.train, settings)
         batch, classes = settings["batch_size"], len(images.classes)
         self.per_class = fill_batch(batch, settings["images_per_class"], classes)
@@ -289,12 +279,9 @@ class Trainer:
         for p in [*model.parameters(), *objective.parameters()]:
             if p.requires_grad:
                 groups.setdefault((part.get(id(p), "proxy_learning_rate"), p.ndim > 1), []).append(p)
+        decay = {True: self.settings["weight_decay"], False: 0.0}
         return [
-            {
-                "params": params,
-                "lr": self.settings[rate],
-                "weight_decay": self.settings["weight_decay"] if matrix else 0.0,
-            }
+            {"params": params, "lr": self.settings[rate], "weight_decay": decay[matrix]}
             for (rate, matrix), params in sorted(groups.items())
         ]
 
@@ -392,13 +379,7 @@ class Trainer:
         }
 
     def _identity(self) -> str:
-        same = {
-            "settings": self.settings,
-            "seed": self.seed,
-            "data": self.data.content_hash,
-            "steps": self.steps,
-        }
-        return json.dumps(same, sort_keys=True)
+        return json.dumps([self.settings, self.seed, self.data.content_hash, self.steps], sort_keys=True)
 
     def _save(self) -> None:
         """Weights, proxies, optimiser and schedule in one file, whole or not at all; strides and bits are kept."""
