@@ -1,5 +1,6 @@
 """Any timm network as four maps C2..C5 at strides 4, 8, 16 and 32."""
 
+import difflib
 import logging
 from pathlib import Path
 
@@ -32,7 +33,8 @@ class Backbone(nn.Module):
     def __init__(self, name: str, pretrained: bool | str | Path = False):
         super().__init__()
         if not isinstance(name, str) or not timm.is_model(name):
-            near = timm.list_models(f"*{str(name).split('_')[0][:6]}*")[:8]
+            known, name = timm.list_models(), str(name)
+            near = [n for n in known if n.startswith(name)][:8] or difflib.get_close_matches(name, known, 5)
             raise HamletError(f"timm has no model {name!r}; near it: {', '.join(near) or 'nothing'}")
         first = initial_weights(name, pretrained)
         self.name, self.mean, self.std, self.initial_weights = name, first.mean, first.std, first.record

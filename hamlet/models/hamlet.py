@@ -132,9 +132,10 @@ class HAMLET(RetrievalModel):
             x, gate = block(x, kept)
             gates.append(gate)
         x = F.layer_norm(x, x.shape[-1:])
+        # average pooling takes cells to pixels too: a pixel gets the mean of the cells that cover it
         update = kept.scatter(self.to_c5(x[-1]))
         features = torch.cat(
-            [self.pool(maps[-1] + enlarge(update, maps[-1].shape[2:])), self._local(x, kept)], 1
+            [self.pool(maps[-1] + F.adaptive_avg_pool2d(update, maps[-1].shape[2:])), self._local(x, kept)], 1
         )
         return self.head(features), losses, gates, keep.detach().bool().unflatten(1, grid)
 
@@ -143,7 +144,11 @@ class HAMLET(RetrievalModel):
         rows, columns = grid
         tokens = []
         for lateral, x, s in zip(self.laterals, maps, SUBCELLS, strict=True):
-            x = shrink(x, (rows * s, columns * s)).unflatten(3, (columns, s)).unflatten(2, (rows, s))
+            x = (
+                F.adaptive_avg_pool2d(x, (rows * s, columns * s))
+                .unflatten(3, (columns, s))
+                .unflatten(2, (rows, s))
+            )
             tokens.append(lateral(x.permute(0, 2, 4, 1, 3, 5).flatten(3)).flatten(1, 2))
         tokens = torch.stack(tokens)
         return F.layer_norm(tokens, tokens.shape[-1:])
@@ -167,27 +172,3 @@ def position_code(grid: tuple[int, int], like: Tensor) -> Tensor:
     centres = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 1)
     angles = (centres[:, :, None] * (math.pi / 2) * 2.0 ** torch.arange(4, device=like.device)).flatten(1)
     return torch.cat([angles.sin(), angles.cos()], 1)
-
-
-def _cells(size: int, grid: int, like: Tensor) -> Tensor:
-    """Rows average the pixels of one cell, as adaptive average pooling does: (grid, size)."""
-    i = torch.arange(grid, device=like.device)[:, None]
-    pixel = torch.arange(size, device=like.device)
-    covered = (pixel >= i * size // grid) & (pixel < -(-(i + 1) * size // grid))
-    return (covered / covered.sum(1, keepdim=True)).to(like.dtype)
-
-
-def shrink(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Adaptive average pooling (B, C, H, W) -> (B, C, *grid) as products: deterministic on every device."""
-    if tuple(x.shape[2:]) == grid:
-        return x
-    rows, columns = (_cells(n, g, x) for n, g in zip(x.shape[2:], grid, strict=True))
-    return rows @ (x @ columns.T)
-
-
-def enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Back from cells to pixels: a pixel averages the cells that cover it, (B, C, h, w) -> (B, C, *size)."""
-    if tuple(x.shape[2:]) == tuple(size):
-        return x
-    rows, columns = ((_cells(n, g, x) > 0).to(x.dtype) for n, g in zip(size, x.shape[2:], strict=True))
-    return (rows / rows.sum(0)).T @ (x @ (columns / columns.sum(0)))
