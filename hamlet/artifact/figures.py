@@ -73,11 +73,11 @@ def save_figure(figure: Figure, stem: Path, data: pd.DataFrame) -> list[Path]:
 
 
 def shown(figure: Figure) -> Image:
-    """The figure for a notebook: a picture of at most 1,150 pixels across, with its alternative text."""
+    """The figure for a notebook: a picture of at most 1,040 pixels across, with its alternative text."""
     buffer = io.BytesIO()
     _inert(figure)
     with plt.rc_context(STYLE):
-        dpi = min(100, 1150 / figure.get_figwidth())
+        dpi = min(100, 1040 / figure.get_figwidth())
         figure.savefig(buffer, format="jpeg", dpi=dpi, pil_kwargs={"quality": 88})
     return Image(buffer.getvalue(), format="jpeg", alt=figure.get_label())
 

@@ -6,6 +6,7 @@ frame of strings, exactly as `write_table` writes it; an empty string is a value
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -65,10 +66,11 @@ def write_table(frame: pd.DataFrame, stem: Path, caption: str, remarks: Iterable
 
 def shown(frame: pd.DataFrame) -> HTML:
     """A table for a notebook: wrapped within the page, every row, and no name read as a formula."""
-    style = "white-space: normal; overflow-wrap: anywhere; text-align: left; max-width: 26em"
+    style = "text-align: left; max-width: 24em; white-space: "
     with pd.option_context("display.html.use_mathjax", False, "display.max_colwidth", None):
         text = frame.to_html(index=False, border=0, na_rep="")
-    return HTML(text.replace("<td>", f'<td style="{style}">').replace("<th>", f'<th style="{style}">'))
+    text = re.sub(r"(<tr>\s*)<td>", rf'\1<td style="{style}nowrap">', text)
+    return HTML(re.sub(r"<(td|th)>", rf'<\1 style="{style}normal">', text))
 
 
 def identity(run: str, label: str) -> dict:
