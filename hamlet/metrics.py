@@ -1,4 +1,4 @@
-"""Exact retrieval metrics in plain NumPy: which items stand ahead of each positive, and the means over queries.
+"""Exact retrieval metrics in NumPy and torch: which items stand ahead of each positive, and means over queries.
 
 No metric needs a full ranking: the positives are taken out of a block of float64 inner products, the rest is
 sorted, and each positive is looked up in it. Two scores tie when they differ by at most ``TIE`` times the norm of
@@ -7,6 +7,7 @@ close to the edge of a tie that they could decide, the query is measured again w
 nothing depends on blocks, threads or order. ``hamlet.relevance`` checks labels and lists.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse
 import torch
-from threadpoolctl import threadpool_limits
 
 from hamlet import arguments
 from hamlet.errors import HamletError
@@ -160,6 +160,7 @@ class _Scores:
         elif torch.is_tensor(g) or g.size <= 8 * TILE:
             g = _float64(g)
         self.query, self.gallery, self.alone, self.shape = q, g, gallery is None, (q.shape[0], g.shape[0])
+        self.kept = threading.local()
         self.norms = np.maximum(norms * others.max(initial=0), 1e-200)
         self.skips = [] if exclude is None else [arguments.listed(exclude, self.shape, "exclude")]
         # How far two ways to sum can differ (Higham, Accuracy and Stability of Numerical Algorithms, 2002, 4.2) up
@@ -172,23 +173,30 @@ class _Scores:
             return (self.query[index] @ self.gallery.T).toarray()
         if torch.is_tensor(self.query) and not fixed:
             return _float64(self.query[torch.from_numpy(index).to(self.query.device)]) @ self.gallery.T
-        query, out = _float64(_numpy(self.query)[index]), np.empty((len(index), self.shape[1]))
-        step = max(1, TILE // query.shape[1])
-        for start in range(0, self.shape[1], step):
+        if not hasattr(self.kept, "out") or len(self.kept.out) < len(
+            index
+        ):  # one a thread: fresh memory would cost a tenth
+            self.kept.out = np.empty((len(index), self.shape[1]))
+        query, out = _float64(_numpy(self.query)[index]), self.kept.out[: len(index)]
+        whole = self.gallery.dtype == np.float64 and not fixed
+        for start in range(
+            0, self.shape[1], step := self.shape[1] if whole else max(1, TILE // query.shape[1])
+        ):
             tile = np.ascontiguousarray(_float64(_numpy(self.gallery[start : start + step])))
             part = out[:, start : start + step]
             if fixed:
                 part[:] = np.stack([(tile * q).sum(axis=1) for q in query])
             else:
-                np.matmul(query, tile.T, out=part)
+                tile = tile if tile.flags.writeable else tile.copy()  # torch wants no memory map
+                torch.mm(torch.from_numpy(query), torch.from_numpy(tile).T, out=torch.from_numpy(part))
         return out
 
     def measure(self, positives: Callable, evaluate: Callable, cameras=None, skips=()) -> dict:
         """Metric -> (Q,): ``evaluate(scores, queries, rows, cols of the positives, tie, band)`` for each block.
 
         positives(queries): boolean CSR (b, N); skips: the same over all queries, items that count for nothing."""
-        step = BLOCK * (16 if torch.is_tensor(self.query) else 1) // max(self.shape[1], 1)
-        step = min(max(step, 32), 1024)
+        most = 1024 if torch.is_tensor(self.query) else 128  # rows of the fastest product
+        step = min(max(BLOCK // max(self.shape[1], 1), 32), most)
 
         def once(index: np.ndarray, fixed: bool) -> tuple[dict, np.ndarray]:
             scores, (rows, cols) = self.block(index, fixed), arguments.pairs(positives(index))
@@ -210,8 +218,12 @@ class _Scores:
                     found[name][unsure] = values
             return found
 
-        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(self.threads) as pool:
-            parts = list(pool.map(work, range(0, max(self.shape[0], 1), step)))
+        before = torch.get_num_threads()  # the pool makes the threads, a product keeps to its own
+        with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                parts = list(pool.map(work, range(0, max(self.shape[0], 1), step)))
+            finally:
+                torch.set_num_threads(before)
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -232,7 +244,8 @@ def _precision(scores, index, rows, cols, tie, band, ks, trapezoidal=False) -> t
     out |= {"MAP@R": mean(within * precision, total), "MRR": mean(first / rank, 1), "positives": 1.0 * total}
     last = mean(rank * (t + 1 == total[row]), 1) if trapezoidal else np.inf
     for k in ks:
-        out |= {f"P@{k}": mean(rank <= k, np.minimum(k, last)), f"R@{k}": mean(first & (rank <= k), 1)}
+        hits = mean(rank <= k, 1)
+        out |= {f"P@{k}": hits / np.minimum(k, last), f"R@{k}": np.minimum(hits, 1)}
     return out, unsure
 
 
@@ -263,12 +276,11 @@ def _ahead(rivals, edges: np.ndarray, band: np.ndarray) -> tuple[np.ndarray, np.
         low, high = (_numpy(torch.searchsorted(rivals, x)) for x in (low, high))
         return size - low, (low != high).any(axis=1)
     below = np.zeros(edges.shape, np.int64)
-    for row, values, found in zip(rivals, edges - band, below, strict=True):
+    nearest = np.full(edges.shape, np.inf)
+    for row, values, found, best in zip(rivals, edges - band, below, nearest, strict=True):
         found[:] = row.searchsorted(values)
-    row, t = np.nonzero(below < size)
-    unsure = np.zeros(len(edges), bool)
-    unsure[row[rivals[row, below[row, t]] < (edges + band)[row, t]]] = True
-    return size - below, unsure
+        row.take(found, out=best, mode="clip")
+    return size - below, ((below < size) & (nearest < edges + band)).any(axis=1)
 
 
 def _numpy(values):
