@@ -170,26 +170,22 @@ class Objective(nn.Module):
         return {"loss": sum(terms.values()), **terms}
 
 
-def freeze_levels(model: RetrievalModel, levels: int) -> list[nn.Module]:
-    """Stop what makes the first maps (1: C2; 2: C2 and C3) from learning; returns the normalisation layers among it,
-    which stay in evaluation mode.
+def freeze_levels(backbone: nn.Module, levels: int) -> list[nn.Module]:
+    """Stop what makes the first maps (1: C2; 2: C2 and C3) from learning; returns all normalisation layers, whose
+    ImageNet statistics are to stay.
 
     A pretrained network's first layers hold edges and textures that serve any photo. At the largest maps they take 40%
     of a training step of EfficientNet-Lite0 (23.0 against 13.3 ms an image at 112 px on one core), and on validation
-    lists retrieval was better with them left alone (results/tuning).
+    classes retrieval was better with them and with the statistics left alone (results/tuning).
     """
     if not levels:
         return []
-    backbone = model.backbone
     named = dict(backbone.named_parameters())
-    last = backbone(torch.zeros(2, 3, 64, 64))[levels - 1].sum()
+    last = backbone.eval()(torch.zeros(2, 3, 64, 64))[levels - 1].sum()
     reached = torch.autograd.grad(last, list(named.values()), allow_unused=True)
-    early = {name for name, gradient in zip(named, reached, strict=True) if gradient is not None}
-    for name in early:
-        named[name].requires_grad_(False)
-    owners = {name.rpartition(".")[0] for name in early}
-    norms = (nn.BatchNorm1d, nn.BatchNorm2d)
-    return [m for name, m in backbone.named_modules() if name in owners and isinstance(m, norms)]
+    for parameter, gradient in zip(named.values(), reached, strict=True):
+        parameter.requires_grad_(gradient is None)
+    return [m for m in backbone.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
 
 
 def average_weights(backbone: nn.Module, initial: dict[str, Tensor], share: float) -> None:
@@ -225,7 +221,13 @@ def train(model: RetrievalModel, data: RetrievalDataset, settings: dict, seed: i
 
     Raises:
         FloatingPointError: the loss is not finite; names the step and the file that lists its inputs.
+        HamletError: every image of the data set is its own class.
     """
+    if not data.has_classes:
+        raise HamletError(
+            f"{data.name}: every image is its own class, so there are no classes to train on; train on a data set "
+            "that has some and use this one for search by words"
+        )
     return Trainer(model, data, settings, seed, Path(folder)).fit()
 
 
@@ -253,7 +255,7 @@ class Trainer:
         workers = 0 if self.device.type == "cpu" else min(8, os.cpu_count() or 1)
         loader = DataLoader(images, batch, sampler=self.sampler, num_workers=workers, drop_last=True)
         seed_everything(seed)
-        self.frozen = freeze_levels(model, settings["frozen_levels"])
+        self.frozen = freeze_levels(model.backbone, settings["frozen_levels"])
         self.initial = {k: v.clone() for k, v in model.backbone.state_dict().items()}
         text = self._text(images) if uses_text(settings) else None
         if text is not None and model.text_tower is not None:
