@@ -112,7 +112,8 @@ def remake(root: Path | None = None) -> list[Path]:
     stored = sorted((root / "results" / "search").glob("*.json"), key=lambda p: int(p.stem))
     data = pd.DataFrame([row for path in stored for row in json.loads(path.read_text())]).round(DIGITS)
     earlier = data.pop("earlier").eq(True) if "earlier" in data else pd.Series(False, data.index)
-    text = data.drop(columns=["threads", "load"]).astype(object).where(data.notna(), "").astype(str)
+    data = data[["size", "dimensions", "kind", "setting", "value", *DIGITS, "threads"]]
+    text = data.drop(columns="threads").astype(object).where(data.notna(), "").astype(str)
     caption = (
         f"Recall, speed and memory of hamlet.search on {figures.search_conditions(data)}, beside bare faiss."
     )

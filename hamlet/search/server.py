@@ -18,7 +18,7 @@ from hamlet.search.index import Index
 from hamlet.search.storage import FILE, version
 
 UPLOAD = 32 << 20  # bytes; the largest photos of a phone are about 15 MB
-HERE = ["127.0.0.1", "localhost", "[::1]", "testserver"]
+HERE = ["127.0.0.1", "localhost"]
 DROP = """
 addEventListener("dragover", e => e.preventDefault());
 addEventListener("drop", e => { e.preventDefault(); if (e.dataTransfer.files.length) send(e.dataTransfer.files); });
@@ -108,6 +108,7 @@ def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000) -> None
     """Serve until Ctrl-C; on other machines' networks only where ``host`` asks for it."""
     import uvicorn
 
-    local = host in HERE or host == "::1"
     print(f"http://{host}:{port}  (Ctrl-C stops it)")
-    uvicorn.run(application(folder, None if local else ["*"]), host=host, port=port, log_level="warning")
+    uvicorn.run(
+        application(folder, HERE if host in HERE else ["*"]), host=host, port=port, log_level="warning"
+    )

@@ -49,7 +49,7 @@ def index(photos, tmp_path, monkeypatch):
 
 @pytest.fixture
 def client(index, tmp_path):
-    return TestClient(server.application(tmp_path / "index"))
+    return TestClient(server.application(tmp_path / "index"), base_url="http://127.0.0.1:8000")
 
 
 def test_the_page_is_one_file_with_escaped_names_and_nothing_from_outside(index, photos):
