@@ -8,7 +8,7 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)"
 VENV="$ROOT/.venv"
 LOCK="$ROOT/requirements.lock"
 COMMANDS="quick smoke paper test lab"
-DATASETS="scenes grocery folder cifar10 flowers102 pets"
+DATASETS="scenes grocery grocery_unseen folder cifar10 flowers102 pets cub200 flickr8k flickr30k coco_captions"
 NEEDED_GB=9 # the environment with CUDA libraries takes 7.1 GB
 
 usage() {

@@ -1,9 +1,9 @@
 """Where known libraries differ from the definitions of hamlet.metrics: crafted cases, each library's own answer.
 
-    python benchmarks/library_differences.py --output tables/benchmarks/library_differences
+    python benchmarks/library_differences.py
 
-A case is a set of scores with relevance, small enough to work out by hand ("expected" is that hand result);
-vectors are made so that inner products are those scores. An answer that cannot be had says why.
+A case is a set of scores with relevance, small enough to work out by hand; vectors are made so that inner products
+are those scores. Stores results/benchmarks/library_differences.json; benchmarks/tables.py makes the table from it.
 """
 
 import argparse
@@ -11,44 +11,30 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-CAPTION = "Where libraries differ from the definitions of hamlet.metrics; values other than the hand result are bold."
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-# name, metric, scores, relevance, expected, why
+# name, metric, scores, relevance, by hand, why
 CASES = [
     ("no ties", "AP", [0.9, 0.8, 0.7, 0.6], [1, 0, 1, 0], 5 / 6, "all agree"),
-    (
-        "tie, positive stored first",
-        "AP",
-        [0.5, 0.5, 0.1],
-        [1, 0, 0],
-        1 / 2,
-        "a tie counts against the positive",
-    ),
+    ("tie, positive stored first", "AP", [0.5, 0.5, 0.1], [1, 0, 0], 1 / 2, "a tie counts against it"),
     (
         "tie, positive stored last",
         "AP",
         [0.5, 0.5, 0.1],
         [0, 1, 0],
         1 / 2,
-        "no change with the order of storage",
+        "order of storage changes nothing",
     ),
-    (
-        "negative scores",
-        "AP",
-        [-0.1, -0.2, -0.3],
-        [1, 0, 1],
-        5 / 6,
-        "a score's sign means nothing to a ranking",
-    ),
+    ("negative scores", "AP", [-0.1, -0.2, -0.3], [1, 0, 1], 5 / 6, "a ranking knows no sign"),
     (
         "one positive",
         "P@5",
         [0.9, 0.8, 0.7, 0.6, 0.5, 0.4],
         [1, 0, 0, 0, 0, 0],
         1 / 5,
-        "hits / k, not hits / min(k, R)",
+        "hits / k, not / min(k, R)",
     ),
     ("labels 2**24 and 2**24 + 1", "AP", [0.9, 0.8], [0, 1], 1 / 2, "labels as float32 collide: 1.0"),
     (
@@ -61,100 +47,73 @@ CASES = [
     ),
     ("small difference", "AP", [1.0, 1.0 - 2.0**-30], [1, 0], 1.0, "float64 scores rounded to float32 tie"),
 ]
+SELF = "leaves self to the caller"
 
 
-def vectors(scores: list[float]) -> tuple[np.ndarray, np.ndarray]:
-    return np.ones((1, 1)), np.array(scores)[:, None]
-
-
-def duplicate() -> tuple[np.ndarray, np.ndarray]:
-    """Rows 0 (class 0) and 1 (class 1) are equal, row 2 (class 0) is further off: AP of query 0 is 1/2 and of
-    query 2, tied between the two, 1/2; query 1 has no positive."""
-    return np.array([[1.0, 0.0], [1.0, 0.0], [0.6, 0.8]]), np.array([0, 1, 0])
-
-
-def labels_of(case: str, relevant: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def embedded(case: str, scores: list, relevant: list) -> tuple:
+    """(query, labels, gallery, labels) with those scores; no gallery in the leave-one-out case."""
+    if (
+        not scores
+    ):  # rows 0 and 1 are equal, of two classes; the AP of queries 0 and 2 is 1/2, query 1 has no positive
+        return np.array([[1.0, 0.0], [1.0, 0.0], [0.6, 0.8]]), np.array([0, 1, 0]), None, None
     base = 2**24 if "2**24" in case else 1
-    return np.array([base + 1]), np.where(relevant, base + 1, base)
+    return (
+        np.ones((1, 1)),
+        np.array([base + 1]),
+        np.array(scores)[:, None],
+        np.where(relevant, base + 1, base),
+    )
 
 
 def hamlet(case, metric, scores, relevant):
     from hamlet.metrics import retrieval_metrics
 
-    if not scores:
-        return retrieval_metrics(*duplicate()).mean["mAP"]
-    q, g = vectors(scores)
-    ql, gl = labels_of(case, relevant)
-    return retrieval_metrics(q, ql, g, gl).mean["mAP" if metric == "AP" else metric]
+    return retrieval_metrics(*embedded(case, scores, relevant)).mean[metric if metric == "P@5" else "mAP"]
 
 
 def scikit_learn(case, metric, scores, relevant):
     from sklearn.metrics import average_precision_score
 
-    if metric != "AP":
-        return "no such metric"
-    return average_precision_score(relevant, scores)
+    return average_precision_score(relevant, scores) if metric == "AP" else "no such metric"
 
 
 def torchmetrics(case, metric, scores, relevant):
     import torch
     from torchmetrics.retrieval import RetrievalMAP, RetrievalPrecision
 
-    if not scores:
-        return "leaves self to the caller"
-    m = RetrievalMAP() if metric == "AP" else RetrievalPrecision(top_k=int(metric[2:]))
-    return float(
-        m(torch.tensor(scores), torch.tensor(relevant).bool(), indexes=torch.zeros(len(scores)).long())
-    )
+    measure = RetrievalMAP() if metric == "AP" else RetrievalPrecision(top_k=5)
+    index = torch.zeros(len(scores), dtype=torch.long)
+    return measure(torch.tensor(scores), torch.tensor(relevant).bool(), index) if scores else SELF
 
 
 def pytrec_eval(case, metric, scores, relevant):
     import pytrec_eval as trec
 
-    if not scores:
-        return "leaves self to the caller"
-    name = "map" if metric == "AP" else "P_" + metric[2:]
     judged = {"q": {f"d{i}": int(r) for i, r in enumerate(relevant)}}
     run = {"q": {f"d{i}": float(s) for i, s in enumerate(scores)}}
-    return trec.RelevanceEvaluator(judged, {name.replace("_", ".")}).evaluate(run)["q"][name]
+    found = trec.RelevanceEvaluator(judged, {"map", "P.5"}).evaluate(run)
+    return found["q"]["map" if metric == "AP" else "P_5"] if scores else SELF
 
 
 def pytorch_metric_learning(case, metric, scores, relevant):
-    import torch
-    from pytorch_metric_learning.distances import DotProductSimilarity
-    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-    from pytorch_metric_learning.utils.inference import CustomKNN
+    from ranking import run_pml
 
-    if metric.startswith("P@"):
-        return "only P@1"
-    knn = CustomKNN(DotProductSimilarity(normalize_embeddings=False))
-    calculator = AccuracyCalculator(include=("mean_average_precision",), k=None, knn_func=knn)
-    if not scores:
-        arrays = duplicate()
-    else:
-        (q, g), (ql, gl) = vectors(scores), labels_of(case, relevant)
-        arrays = (q, ql, g, gl)
-    return calculator.get_accuracy(*(torch.from_numpy(np.asarray(x)) for x in arrays))[
-        "mean_average_precision"
-    ]
+    return "only P@1" if metric == "P@5" else run_pml(*embedded(case, scores, relevant), 1)
 
 
-def faiss(case, metric, scores, relevant):
-    import faiss as library
+def faiss_sorted(case, metric, scores, relevant):
+    import faiss
 
-    x, labels = duplicate()
-    q, g = (x, x) if not scores else vectors(scores)
-    index = library.IndexFlatIP(q.shape[1])
-    index.add(g.astype(np.float32))
-    found = index.search(q.astype(np.float32), len(g))[1]
-    if not scores:  # the usual shortcut: the first result is taken to be the query itself
-        hits = [labels[order[1:]] == labels[i] for i, order in enumerate(found)]
-        values = [(np.cumsum(h)[h] / (np.flatnonzero(h) + 1)).mean() for h in hits if h.any()]
-        return float(np.mean(values))
-    hit = np.asarray(relevant)[found[0]] > 0
-    if metric != "AP":
-        return float(hit[: int(metric[2:])].sum() / int(metric[2:]))
-    return float((np.cumsum(hit)[hit] / (np.flatnonzero(hit) + 1)).mean())
+    query, labels, gallery, gallery_labels = embedded(case, scores, relevant)
+    gallery, gallery_labels = (query, labels) if gallery is None else (gallery, gallery_labels)
+    index = faiss.IndexFlatIP(query.shape[1])
+    index.add(gallery.astype(np.float32))
+    order = index.search(query.astype(np.float32), len(gallery))[1]
+    order = order if scores else order[:, 1:]  # the usual shortcut: the first result is taken to be the query
+    hits = [h for h in gallery_labels[order] == labels[:, None] if h.any()]
+    if metric == "P@5":
+        return np.mean([h[:5].mean() for h in hits])
+    return np.mean([(np.cumsum(h)[h] / (np.flatnonzero(h) + 1)).mean() for h in hits])
 
 
 def open_metric_learning(case, metric, scores, relevant):
@@ -162,12 +121,10 @@ def open_metric_learning(case, metric, scores, relevant):
     from oml.functional.metrics import calc_map, calc_precision
 
     if not scores:
-        return "leaves self to the caller"
-    order = torch.tensor(scores).argsort(descending=True)
-    hits, total = torch.tensor(relevant).bool()[order][None], torch.tensor([sum(relevant)])
-    if metric == "AP":
-        return float(calc_map(hits, total, top_k=(len(scores),))[0])
-    return float(calc_precision(hits, total, top_k=(int(metric[2:]),))[0])
+        return SELF
+    hits = torch.tensor(relevant).bool()[torch.tensor(scores).argsort(descending=True)][None]
+    measure, k = (calc_map, len(scores)) if metric == "AP" else (calc_precision, 5)
+    return measure(hits, torch.tensor([sum(relevant)]), top_k=(k,))[0]
 
 
 LIBRARIES = {
@@ -176,44 +133,38 @@ LIBRARIES = {
     "torchmetrics": torchmetrics,
     "pytrec_eval": pytrec_eval,
     "pytorch-metric-learning": pytorch_metric_learning,
-    "faiss, sorted results": faiss,
+    "faiss, sorted results": faiss_sorted,
     "OML": open_metric_learning,
 }
 
 
-def answer(library, case, metric, scores, relevant) -> str:
-    """The library's value with four decimals, or why there is none."""
+def answer(library, case, metric, scores, relevant) -> float | str:
+    """The library's value, or why there is none."""
     try:
         value = library(case, metric, scores, relevant)
     except ImportError:
         return "not installed"
     except Exception as error:  # an error is an answer too: it goes into the table
         return f"{type(error).__name__}: {str(error).splitlines()[0][:60]}"
-    return value if isinstance(value, str) else f"{value:.4f}"
+    return value if isinstance(value, str) else round(float(value), 6)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, help="write OUTPUT.csv, .md and .tex")
-    arguments = parser.parse_args()
-    head = ["case", "metric", "by hand", *LIBRARIES, "why"]
+    from ranking import provenance
+
+    from hamlet.paths import write_json
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--output", type=Path, default=ROOT / "results" / "benchmarks")
+    output = parser.parse_args().output
     rows = []
     for case, metric, scores, relevant, expected, why in CASES:
-        right = f"{expected:.4f}"
-        answers = [answer(f, case, metric, scores, relevant) for f in LIBRARIES.values()]
-        marked = [f"**{x}**" if x[:1].isdigit() and x != right else x for x in answers]
-        rows.append([case, metric, right, *marked, why])
-    table = pd.DataFrame(rows, columns=head)
-    print(f"{CAPTION}\n\n{table.to_markdown(index=False, disable_numparse=True)}")
-    if arguments.output:
-        sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-        from hamlet.artifact.results import write_table
-
-        write_table(table, arguments.output, CAPTION)
+        answers = {name: answer(f, case, metric, scores, relevant) for name, f in LIBRARIES.items()}
+        rows.append(
+            {"case": case, "metric": metric, "by hand": round(expected, 6), "why": why, "answers": answers}
+        )
+    write_json(output / "library_differences.json", {"cases": rows, "provenance": provenance()})
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     main()

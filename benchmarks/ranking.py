@@ -1,59 +1,46 @@
-"""Exact ranking metrics side by side: time and extra memory of hamlet.metrics and of named peers.
+"""Exact mAP side by side: time and extra memory of hamlet.metrics, of named libraries and of the bare product.
 
-    python benchmarks/ranking.py                                # 10,000 leave-one-out, 128 dimensions
-    python benchmarks/ranking.py --size 60000 --peers hamlet product
-    python benchmarks/ranking.py --size 1000000 --queries 1000 --peers hamlet product
-    python benchmarks/ranking.py --growth 10000 20000 40000 80000 --queries 1000    # does the cost grow linearly?
+    python benchmarks/ranking.py                                         # 10,000 leave-one-out, every peer
+    python benchmarks/ranking.py --name threads --threads 1 2 4 --peers  # how the cost falls with threads
+    python benchmarks/ranking.py --name sizes --sizes 10000 100000 1000000 --queries 1000 --peers
 
-Every peer runs in a process of its own on the same seeded vectors. It first runs on 300 rows, so that
-imports, compilation and thread start-up lie outside; then come the timed repeats. "extra MB" is the rise of
-that process's peak resident memory above its peak before the first timed run. CPU seconds are of all threads
-of the process: they stay comparable on a busy machine, wall seconds do not. "product" is the bare float32
-matrix product in blocks of 128 rows into one reused buffer, the fastest form that was found.
-
-    python benchmarks/ranking.py --device cuda --peers hamlet product pytorch-metric-learning torchmetrics OML
-
-There the vectors lie on the card, the product takes blocks of 2,048 rows in full float32, wall seconds are
-compared (the card's work ended), and "extra MB" is the card's memory.
+Stores results/benchmarks/ranking/NAME.json; benchmarks/tables.py makes the tables from it. Every method runs in a
+process of its own on the same seeded vectors: first on 300 rows (imports, start of threads), then once with its
+resident memory watched ("extra MB" is the rise), then three times for the medians, or until ten seconds are spent.
+CPU seconds are of all threads and stay comparable on a busy machine. "product" is the bare float32 matrix product.
 """
 
 import argparse
-import importlib.util
 import json
 import os
-import resource
+import platform
 import statistics
 import subprocess
 import sys
 import threading
 import time
+from importlib import metadata
 from pathlib import Path
 
-COLUMNS = [
-    "method", "CPU / matrix product", "CPU s", "wall s", "extra MB", "mAP", "difference from hamlet", "note"
-]  # fmt: skip
-PEERS = {
-    "hamlet": "numba",
-    "product": "numpy",
-    "pytorch-metric-learning": "pytorch_metric_learning",
-    "OML": "oml",
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+PACKAGES = {
+    "pytorch-metric-learning": "pytorch-metric-learning",
+    "OML": "open-metric-learning",
     "torchmetrics": "torchmetrics",
-    "scikit-learn": "sklearn",
-    "faiss": "faiss",
+    "scikit-learn": "scikit-learn",
 }
-HOW = {"OML": "pip install open-metric-learning, in an environment of its own: it wants an older NumPy"}
 
 
-def problem(size: int, queries: int, dimensions: int, classes: int, seed: int = 0) -> tuple:
-    """Unit vectors around class centres; queries 0: leave-one-out."""
-    import numpy as np
-
-    rng = np.random.default_rng(seed)
+def problem(size: int, queries: int, dimensions: int = 128, classes: int = 100) -> tuple:
+    """(query, labels, gallery, labels): unit vectors around class centres; queries 0: leave-one-out."""
+    rng = np.random.default_rng(0)
     centres = rng.standard_normal((classes, dimensions), dtype=np.float32) * np.float32(0.35)
 
-    def draw(n):
-        labels = np.arange(n) % classes
-        x = rng.standard_normal((n, dimensions), dtype=np.float32)
+    def draw(n: int) -> tuple:
+        labels, x = np.arange(n) % classes, rng.standard_normal((n, dimensions), dtype=np.float32)
         for start in range(0, n, 10000):  # in parts: the set-up must not set the memory peak
             part = x[start : start + 10000]
             part += centres[labels[start : start + 10000]]
@@ -71,23 +58,13 @@ def run_hamlet(q, ql, g, gl, threads):
 
 
 def run_product(q, ql, g, gl, threads):
-    import numpy as np
-
     g = q if g is None else g
-    if not isinstance(q, np.ndarray):
-        import torch
-
-        torch.set_float32_matmul_precision("highest")
-        for a in range(0, len(q), 2048):
-            for b in range(0, len(g), 32768):
-                q[a : a + 2048] @ g[b : b + 32768].T
-        return float("nan")
     out = np.empty((128, min(len(g), 16384)), np.float32)
     for b in range(0, len(g), 16384):
+        tile = g[b : b + 16384]
         for a in range(0, len(q), 128):
-            part, tile = q[a : a + 128], g[b : b + 16384]
+            part = q[a : a + 128]
             np.matmul(part, tile.T, out=out.ravel()[: len(part) * len(tile)].reshape(len(part), len(tile)))
-    return float("nan")
 
 
 def run_pml(q, ql, g, gl, threads):
@@ -102,262 +79,136 @@ def run_pml(q, ql, g, gl, threads):
     return calculator.get_accuracy(*arrays)["mean_average_precision"]
 
 
-def run_oml(q, ql, g, gl, threads):
+def _scores(q, ql, g, gl) -> tuple:
+    """Scores and relevance (Q, N), leave-one-out without the diagonal."""
     import torch
+
+    score = torch.as_tensor(q) @ torch.as_tensor(q if g is None else g).T
+    hit = torch.as_tensor(ql)[:, None] == torch.as_tensor(ql if g is None else gl)
+    if g is None:
+        keep = ~torch.eye(len(q), dtype=torch.bool)
+        score, hit = score[keep].view(len(q), -1), hit[keep].view(len(q), -1)
+    return score, hit
+
+
+def run_oml(q, ql, g, gl, threads):
     from oml.functional.metrics import calc_map
 
-    labels = torch.as_tensor(ql)
-    score = torch.as_tensor(q) @ torch.as_tensor(q if g is None else g).T
-    if g is None:
-        score.fill_diagonal_(-torch.inf)
-    order = score.argsort(dim=1, descending=True)
-    hits = (labels if g is None else torch.as_tensor(gl))[order] == labels[:, None]
-    if g is None:
-        hits = hits[:, :-1]
-    counts = hits.sum(1)
-    return float(calc_map(hits, counts, top_k=(hits.shape[1],))[0].mean())
+    score, hit = _scores(q, ql, g, gl)
+    hit = hit.gather(1, score.argsort(dim=1, descending=True))
+    return float(calc_map(hit, hit.sum(1), top_k=(hit.shape[1],))[0].mean())
 
 
 def run_torchmetrics(q, ql, g, gl, threads):
     import torch
     from torchmetrics.retrieval import RetrievalMAP
 
-    labels, score = torch.as_tensor(ql), torch.as_tensor(q) @ torch.as_tensor(q if g is None else g).T
-    target, device = labels[:, None] == (labels if g is None else torch.as_tensor(gl)), score.device
-    index = torch.arange(len(q), device=device)[:, None].expand_as(score)
+    score, hit = _scores(q, ql, g, gl)
+    index = torch.arange(len(q))[:, None].expand_as(score)
     score += 2  # 1.9 counts positives of score <= 0 as irrelevant
-    keep = ~torch.eye(len(q), dtype=torch.bool, device=device) if g is None else torch.ones_like(target)
-    metric = RetrievalMAP(empty_target_action="skip").to(device)
-    return float(metric(score[keep], target[keep], indexes=index[keep]))
+    return float(RetrievalMAP(empty_target_action="skip")(score.flatten(), hit.flatten(), index.flatten()))
 
 
 def run_sklearn(q, ql, g, gl, threads):
-    import numpy as np
     from sklearn.metrics import average_precision_score
 
     values = []
-    for a in range(0, len(q), 128):
-        block = q[a : a + 128] @ (q if g is None else g).T
-        for i, score in enumerate(block, a):
-            hit = (ql if g is None else gl) == ql[i]
-            if g is None:
-                score, hit = np.delete(score, i), np.delete(hit, i)
-            values.append(average_precision_score(hit, score))
+    for i, (x, label) in enumerate(zip(q, ql, strict=True)):
+        score, hit = (q if g is None else g) @ x, (ql if g is None else gl) == label
+        keep = np.arange(len(score)) != (i if g is None else -1)
+        values.append(average_precision_score(hit[keep], score[keep]))
     return float(np.mean(values))
 
 
-def run_faiss(q, ql, g, gl, threads):
-    import faiss
-    import numpy as np
-
-    faiss.omp_set_num_threads(threads)
-    index = faiss.IndexFlatIP(q.shape[1])
-    index.add(q if g is None else g)
-    _, found = index.search(q, index.ntotal)
-    labels, total = ql if g is None else gl, 0.0
-    for i, order in enumerate(found):
-        order = order[order != i] if g is None else order
-        hit = labels[order] == ql[i]
-        total += (np.cumsum(hit)[hit] / (np.flatnonzero(hit) + 1)).mean()
-    return total / len(q)
+RUN = {"product": run_product, "hamlet": run_hamlet, "pytorch-metric-learning": run_pml, "OML": run_oml}
+RUN |= {"torchmetrics": run_torchmetrics, "scikit-learn": run_sklearn}
 
 
-RUN = {
-    "hamlet": run_hamlet,
-    "product": run_product,
-    "pytorch-metric-learning": run_pml,
-    "OML": run_oml,
-    "torchmetrics": run_torchmetrics,
-    "scikit-learn": run_sklearn,
-    "faiss": run_faiss,
-}
+def watched(run, *arguments) -> float:
+    """Rise of the resident memory while ``run`` works, in MB, looked up every 2 ms."""
+    import psutil
+
+    process, done, peak = psutil.Process(), threading.Event(), []
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            peak.append(process.memory_info().rss)
+
+    start, thread = process.memory_info().rss, threading.Thread(target=watch)
+    thread.start()
+    run(*arguments)
+    done.set()
+    thread.join()
+    return (max([start, *peak]) - start) / 2**20
 
 
-def resident_mb() -> float:
-    """Resident memory now, without file pages (Linux); elsewhere the peak so far."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        values = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(values["RssAnon"].split()[0]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
-
-
-class Peak:
-    """Highest resident memory while the block runs, looked up every 2 ms."""
-
-    def __enter__(self):
-        self.start = self.peak = resident_mb()
-        self.done = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def _watch(self):
-        while not self.done.wait(0.002):
-            self.peak = max(self.peak, resident_mb())
-
-    def __exit__(self, *_):
-        self.done.set()
-        self.thread.join()
-        self.extra = max(self.peak, resident_mb()) - self.start
-
-
-def worker(a) -> None:
-    """One peer in this process; prints one JSON line."""
+def worker(name: str, size: int, queries: int, threads: int) -> dict:
+    """One method measured in this process."""
     import torch
 
-    torch.set_num_threads(a.threads)
-    data = problem(a.size, a.queries, a.dimensions, a.classes)
-    run = RUN[a.worker]
-    small = problem(300, 30 if a.queries else 0, a.dimensions, 10)
-    wait, card = (lambda: None), a.device == "cuda"
-    if card:
-        data, small = ([None if x is None else torch.from_numpy(x).cuda() for x in d] for d in (data, small))
-        wait = torch.cuda.synchronize
-    run(*small, a.threads)
-    wait()
-    if card:
-        held = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-    with Peak() as memory:  # a run of its own: looking at memory costs time
-        value = run(*data, a.threads)
-        wait()
-    if card:
-        memory.extra = (torch.cuda.max_memory_allocated() - held) / 2**20
-    wall, cpu = [], []
-    for _ in range(a.repeats):
+    torch.set_num_threads(threads)
+    RUN[name](*problem(300, min(queries, 30), classes=10), threads)
+    data, wall, cpu, value = problem(size, queries), [], [], None
+    memory = watched(RUN[name], *data, threads)
+    while len(cpu) < 3 and sum(cpu) < 10:
         t, c = time.perf_counter(), time.process_time()
-        run(*data, a.threads)
-        wait()
+        value = RUN[name](*data, threads)
         wall.append(time.perf_counter() - t)
         cpu.append(time.process_time() - c)
-    result = {"wall": statistics.median(wall), "cpu": statistics.median(cpu), "memory": memory.extra}
-    print(json.dumps(result | {"map": float(value)}))
+    return {"wall": statistics.median(wall), "cpu": statistics.median(cpu), "memory": memory, "mAP": value}
 
 
-def measure(name: str, a) -> dict:
-    """The worker's answer for one peer, or the reason why there is none."""
-    if importlib.util.find_spec(PEERS[name]) is None:
-        return {"note": f"not installed: {HOW.get(name, 'pip install ' + name)}"}
-    if a.device == "cuda" and name in ("scikit-learn", "faiss"):
-        return {"note": "no full ranking on a card"}
-    command = [sys.executable, __file__, "--worker", name]
-    for option in ("size", "queries", "dimensions", "classes", "threads", "repeats", "device"):
-        command += [f"--{option}", str(getattr(a, option))]
-    root = str(Path(__file__).resolve().parents[1])
-    limits = {k: str(a.threads) for k in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    try:
-        done = subprocess.run(
-            command,
-            env=os.environ | limits | {"PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            timeout=a.timeout,
-        )
-    except subprocess.TimeoutExpired:
-        return {"note": f"stopped after {a.timeout} s"}
+def measure(name: str, size: int, queries: int, threads: int) -> dict:
+    """The worker's answer in a process of its own, or the reason why there is none."""
+    given = {"method": name, "size": size, "queries": queries, "threads": threads}
+    limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    command = [sys.executable, __file__, "--worker", json.dumps([name, size, queries, threads])]
+    done = subprocess.run(command, env=os.environ | limits, capture_output=True, text=True, check=False)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"note": f"failed (exit {done.returncode}): {last[:100]}"}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
+        return given | {"note": last[:100]}
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return given | {k: v if v is None else float(f"{v:.10g}") for k, v in found.items()}
 
 
-def growth(a):
-    """Cost per query over the gallery sizes ``a.growth``: first with the classes held fixed, so that a query's
-    positives grow along, then with the positives of the smallest gallery held fixed."""
-    import pandas as pd
-
-    rows = []
-    fewest, classes = a.growth[0] // a.classes, a.classes
-    kinds = [(size, classes) for size in a.growth] + [(size, size // fewest) for size in a.growth[1:]]
-    for a.size, a.classes in kinds:
-        size = a.size
-        product, ours = measure("product", a), measure("hamlet", a)
-        cells = [product.get("note", ours.get("note")), "", "", ""]
-        if "cpu" in product and "cpu" in ours:
-            one, other = (r["cpu"] / (a.queries or size) / size for r in (ours, product))
-            numbers = (1e3 * one * size, 1e9 * one, 1e9 * other, one / other)
-            cells = [f.format(x) for f, x in zip(("{:.3f}", *["{:.2f}"] * 3), numbers, strict=True)]
-        rows.append([f"{size:,}", f"{size // a.classes:,}", *cells])
-    head = ["gallery", "positives a query", "CPU ms a query", "ns a pair", "product: ns a pair"]
-    return pd.DataFrame(rows, columns=[*head, "CPU / matrix product"])
+def provenance() -> dict:
+    """Commit, versions and machine, for every stored measurement."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    packages = ["numpy", "scipy", "torch", *PACKAGES.values()]
+    known = {d.metadata["Name"].lower(): d.version for d in metadata.distributions()}
+    versions = {name: known[name] for name in packages if name in known}
+    machine = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
+    return {"commit": commit.stdout.strip() or None, "versions": versions, **machine}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--size", type=int, default=10000, help="gallery size")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--name", default="libraries", help="of the stored file and the table")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10000], help="of the gallery")
     parser.add_argument("--queries", type=int, default=0, help="0: leave-one-out over the gallery")
-    parser.add_argument("--dimensions", type=int, default=128)
-    parser.add_argument("--classes", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--timeout", type=float, default=600, help="seconds per peer")
-    parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS))
-    parser.add_argument("--output", type=Path, help="write OUTPUT.csv, .md and .tex")
-    parser.add_argument(
-        "--growth", type=int, nargs="+", help="gallery sizes: cost a query at each, hamlet alone"
-    )
-    parser.add_argument("--worker", choices=list(PEERS), help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--peers", nargs="*", choices=list(PACKAGES), default=list(PACKAGES))
+    parser.add_argument("--output", type=Path, default=ROOT / "results" / "benchmarks" / "ranking")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.worker:
-        worker(a)
+        print(json.dumps(worker(*json.loads(a.worker))))
         return
-    import pandas as pd
-    import torch
+    from hamlet.paths import write_json
 
-    if a.device == "cuda" and not torch.cuda.is_available():
-        parser.error(
-            "--device cuda: torch finds no NVIDIA GPU here; leave the option out to measure on the CPU"
-        )
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from hamlet.artifact.results import write_table
-
-    if a.growth and a.device == "cuda":
-        parser.error("--growth counts CPU time; leave --device out")
-    if a.growth:
-        table = growth(a)
-        print(table.to_markdown(index=False, disable_numparse=True))
-        if a.output:
-            caption = (
-                f"CPU time of exact mAP per query as the gallery grows ({a.queries} queries, {a.dimensions} "
-                f"dimensions, {a.threads} thread(s)), with the classes or the positives held fixed: medians of "
-                f"{a.repeats} runs. Linear growth: the time per pair of query and gallery item stays level."
-            )
-            write_table(table, a.output, caption)
-        return
-    rows = {name: measure(name, a) for name in dict.fromkeys(["product", "hamlet", *a.peers])}
-    clock = "wall" if a.device == "cuda" else "cpu"  # a card's work takes no CPU seconds
-    product, ours = rows["product"].get(clock), rows["hamlet"].get("map")
-    kind = f"{a.queries} queries" if a.queries else "leave-one-out"
-    print(
-        f"{a.size} vectors, {kind}, {a.dimensions} dimensions, {a.classes} classes, {a.threads} thread(s)\n"
-    )
-    table = []
-    for name, r in rows.items():
-        ratio = r[clock] / product if clock in r and product else None
-        value = r.get("map") if r.get("map") == r.get("map") else None
-        difference = value - ours if value is not None and ours is not None else None
-        numbers = (ratio, r.get("cpu"), r.get("wall"), r.get("memory"), value, difference)
-        forms = ("{:.2f}", "{:.2f}", "{:.2f}", "{:.0f}", "{:.8f}", "{:+.1e}")
-        cells = ["" if x is None else f.format(x) for f, x in zip(forms, numbers, strict=True)]
-        table.append([name, *cells, r.get("note", "")])
-    table = pd.DataFrame(table, columns=COLUMNS)
-    if a.device == "cuda":
-        table = table.rename(columns={COLUMNS[1]: "wall / matrix product"})
-    print(table.to_markdown(index=False, disable_numparse=True))
-    if a.output:
-        where = torch.cuda.get_device_name() if a.device == "cuda" else f"{a.threads} thread(s)"
-        caption = (
-            f"Exact mAP of {a.size:,} vectors ({kind}, {a.dimensions} dimensions, {a.classes} classes) on "
-            f"{where}: medians of {a.repeats} runs, each method in a process of its own. Read the "
-            "ratios: the seconds belong to one machine on one day."
-        )
-        write_table(table, a.output, caption)
+    rows = []
+    for size in a.sizes:
+        for threads in a.threads:
+            for name in ["product", "hamlet", *a.peers]:
+                rows.append(measure(name, size, a.queries, threads))
+                print(rows[-1], flush=True)
+    write_json(a.output / f"{a.name}.json", {"measured": rows, "provenance": provenance()})
 
 
 if __name__ == "__main__":
-    main()
+    from hamlet.errors import one_line
+
+    with one_line():
+        main()

@@ -22,10 +22,10 @@ def number(name: str, value, low: float, high: float) -> float:
     return float(value)
 
 
-def whole(name: str, value) -> int:
-    """A whole number from 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value < 2**31:
-        raise HamletError(f"{name}: expected a whole number (an integer from 1), got {value!r}")
+def whole(name: str, value, least: int = 1) -> int:
+    """A whole number from ``least``, below 2**31."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value < 2**31:
+        raise HamletError(f"{name}: expected a whole number (an integer from {least}), got {value!r}")
     return int(value)
 
 
@@ -57,16 +57,17 @@ def rows(values, name: str) -> tuple[np.ndarray | Csr | torch.Tensor, np.ndarray
         shape = tuple(values.shape)
         raise HamletError(f"{name}: expected shape (rows, dimensions) with a dimension at least, got {shape}")
     values = Csr(values) if scipy.sparse.issparse(values) else values
-    norms = np.empty(values.shape[0])
+    norms, filled = np.empty(values.shape[0]), False
     for start in range(0, len(norms), step := max(1, 2**20 // values.shape[1])):
         part = values[start : start + step]
         part = part.cpu().double().numpy() if torch.is_tensor(part) else part.astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             norms[start : start + step] = np.sqrt((part * part).sum(axis=1))
+        filled |= (part != 0).sum() > 0
     if not (norms < 1e100).all():
         row = int(np.argmin(norms < 1e100))
         raise HamletError(f"{name}: row {row} holds NaN, infinity or values beyond 1e100; remove or fix it")
-    if 0 < norms.max(initial=0) < 1e-100:
+    if filled and norms.max() < 1e-100:
         raise HamletError(f"{name}: all norms are below 1e-100, where products vanish; scale the rows up")
     return values, norms
 
@@ -186,17 +187,17 @@ def _items(values, name: str, count: int) -> list:
     """A sequence as Python objects, one for each row; collections in it as lists."""
     if np.ma.is_masked(values):
         raise HamletError(f"{name}: some labels are masked; fill them or drop these rows")
-    values = _plain(values.to_numpy() if hasattr(values, "to_numpy") else values)
+    values = plain(values.to_numpy() if hasattr(values, "to_numpy") else values)
     if not isinstance(values, list):
         raise HamletError(f"{name}: expected one for each of {count} rows, got {type(values).__name__}")
     _same_length(len(values), count, name)
     return values
 
 
-def _plain(value):
+def plain(value):
     """Arrays, tensors and collections, one in the other, as lists of Python objects."""
     if isinstance(value, list | tuple | set | frozenset) or getattr(value, "dtype", None) == np.object_:
-        return [_plain(x) for x in value]
+        return [plain(x) for x in value]
     return value.tolist() if isinstance(value, np.ndarray | np.generic | torch.Tensor) else value
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse
 import torch
+from threadpoolctl import threadpool_limits
 
 from hamlet import arguments
 from hamlet.errors import HamletError
@@ -55,7 +56,7 @@ def retrieval_metrics(
     exclude: gallery indices that count for nothing, a list per query, or a 0/1 matrix (Q, N).
     cameras: (query's, gallery's) codes, or one sequence in leave-one-out: positives from the query's own camera
     count for nothing (Zheng et al., Scalable Person Re-identification: A Benchmark, ICCV 2015).
-    threads: blocks of queries measured side by side; None: torch's number.
+    threads: blocks of queries measured side by side, each on one core; None: torch's number.
 
     With ranks r_1 < ... < r_R of the R positives: AP = mean_i i / r_i (non-interpolated); P@k = hits in the first
     k / k; R@k = 1 if there is any hit; MAP@R = sum of i / r_i over r_i <= R, / R (Musgrave, Belongie, Lim, A
@@ -161,9 +162,9 @@ class _Scores:
         self.query, self.gallery, self.alone, self.shape = q, g, gallery is None, (q.shape[0], g.shape[0])
         self.norms = np.maximum(norms * others.max(initial=0), 1e-200)
         self.skips = [] if exclude is None else [arguments.listed(exclude, self.shape, "exclude")]
-        # What rounding can do (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 4.2) up to
-        # 2,000 dimensions; above, half a tie, still 25 times the usual error. Sparse products keep one order.
-        self.band = 0.0 if self.sparse else min((2 * q.shape[1] + 4) * 2.0**-53, TIE / 2)
+        # How far two ways to sum can differ (Higham, Accuracy and Stability of Numerical Algorithms, 2002, 4.2) up
+        # to 1,100 dimensions; above, half a tie, far beyond the usual error. Sparse products keep one order.
+        self.band = 0.0 if self.sparse else min((4 * q.shape[1] + 8) * 2.0**-53, TIE / 2)
 
     def block(self, index: np.ndarray, fixed: bool = False):
         """Scores (b, N) float64; fixed: each a function of its two vectors alone, as NumPy sums a row in one order."""
@@ -182,14 +183,12 @@ class _Scores:
                 np.matmul(query, tile.T, out=part)
         return out
 
-    def measure(
-        self, positives: Callable, evaluate: Callable, cameras=None, skips=()
-    ) -> dict[str, np.ndarray]:
+    def measure(self, positives: Callable, evaluate: Callable, cameras=None, skips=()) -> dict:
         """Metric -> (Q,): ``evaluate(scores, queries, rows, cols of the positives, tie, band)`` for each block.
 
         positives(queries): boolean CSR (b, N); skips: the same over all queries, items that count for nothing."""
         step = BLOCK * (16 if torch.is_tensor(self.query) else 1) // max(self.shape[1], 1)
-        step = min(max(step, 16), 1024)
+        step = min(max(step, 32), 1024)
 
         def once(index: np.ndarray, fixed: bool) -> tuple[dict, np.ndarray]:
             scores, (rows, cols) = self.block(index, fixed), arguments.pairs(positives(index))
@@ -211,7 +210,7 @@ class _Scores:
                     found[name][unsure] = values
             return found
 
-        with ThreadPoolExecutor(self.threads) as pool:
+        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(self.threads) as pool:
             parts = list(pool.map(work, range(0, max(self.shape[0], 1), step)))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -249,7 +248,7 @@ def _take(scores, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
 
 
 def _rising(scores):
-    """Each row sorted, in place if it can be."""
+    """Each row sorted; NumPy's in place."""
     if torch.is_tensor(scores):
         return scores.sort(1).values
     scores.sort(axis=1)
@@ -260,10 +259,8 @@ def _ahead(rivals, edges: np.ndarray, band: np.ndarray) -> tuple[np.ndarray, np.
     """How many of the rivals (b, N), rising, reach each edge (b, P); the rows where one lies within ``band`` of it."""
     size = rivals.shape[1]
     if torch.is_tensor(rivals):
-        low, high = (
-            _numpy(torch.searchsorted(rivals, torch.from_numpy(edges + side).to(rivals.device)))
-            for side in (-band, band)
-        )
+        low, high = (torch.from_numpy(edges + side).to(rivals.device) for side in (-band, band))
+        low, high = (_numpy(torch.searchsorted(rivals, x)) for x in (low, high))
         return size - low, (low != high).any(axis=1)
     below = np.zeros(edges.shape, np.int64)
     for row, values, found in zip(rivals, edges - band, below, strict=True):
@@ -283,12 +280,8 @@ def _float64(values):
 
 
 def _result(per_query: dict[str, np.ndarray]) -> RetrievalResult:
-    counted, mean = per_query["positives"] > 0, {}
-    for name, values in per_query.items():
-        if name != "positives":
-            mean["mAP" if name == "AP" else name] = (
-                float(np.mean(values[counted])) if counted.any() else np.nan
-            )
-    return RetrievalResult(
-        mean | {"queries": int(counted.sum()), "skipped": int((~counted).sum())}, per_query
-    )
+    counted = per_query["positives"] > 0
+    mean = {k: v[counted].mean().item() if counted.any() else np.nan for k, v in per_query.items()}
+    mean = {"mAP" if k == "AP" else k: v for k, v in mean.items() if k != "positives"}
+    counts = {"queries": int(counted.sum()), "skipped": int((~counted).sum())}
+    return RetrievalResult(mean | counts, per_query)

@@ -12,17 +12,17 @@ NeurIPS 2021 (probability of improvement).
 Queries of one class resemble each other. Intervals over queries answer "on more queries of these classes";
 for "on other classes" (the claim of a split with unseen classes) resample whole classes (``clusters=``): with
 c queries a class whose differences correlate by r, an interval over queries is too short by about sqrt(1 + (c
-- 1) r). Everything that draws takes a ``seed`` and repeats exactly. A ``level`` outside (0, 1) and fewer
-than one draw (``resamples``, ``permutations``) are refused with a ValueError.
+- 1) r). Everything that draws takes a ``seed`` and repeats exactly. What does not fit raises HamletError.
 """
 
-import numbers
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
+
+from hamlet.arguments import number, plain, whole
+from hamlet.errors import HamletError
 
 CHUNK = 1 << 22  # numbers drawn at a time: 32 MB of float64
 
@@ -56,22 +56,17 @@ def paired_bootstrap(
     """Percentile interval of ``mean(first - second)``, (Q,) each, over queries, or over classes with
     ``clusters``.
     """
-    d, level, resamples = _differences(first, second), _level(level), _draws("resamples", resamples)
+    d, level = _differences(first, second), _level(level)
     if clusters is not None:
-        return percentile_interval(
-            d.mean(), bootstrap_means(d[None, None], clusters, resamples, seed)[:, 0], level
-        )
+        means = bootstrap_means([d], clusters, resamples, seed)[:, 0]
+        return percentile_interval(d.mean(), means, level)
+    resamples, rng = whole("resamples", resamples), _generator(seed)
     if d.size == 1:
         return Interval(float(d[0]), np.nan, np.nan)
     result = stats.bootstrap(
-        (d,),
-        np.mean,
-        n_resamples=resamples,
-        confidence_level=level,
-        method="percentile",
+        (d,), np.mean, n_resamples=resamples, confidence_level=level, method="percentile", rng=rng,
         batch=max(1, CHUNK // d.size),
-        rng=np.random.default_rng(seed),
-    )
+    )  # fmt: skip
     return Interval(float(d.mean()), *map(float, result.confidence_interval))
 
 
@@ -93,22 +88,20 @@ def bootstrap_means(
     over seeds to be alike in all configurations: two or three seeds of one alone say next to nothing about
     it. Where no configuration has two seeds there is no seed part: the intervals are then over queries alone.
     """
-    level, resamples = _level(level), _draws("resamples", resamples)
-    arrays = [np.atleast_2d(np.asarray(v, dtype=np.float64)) for v in values]
-    size = arrays[0].shape[1]
-    if any(a.ndim != 2 or a.shape[1] != size or a.size == 0 or not np.isfinite(a).all() for a in arrays):
-        raise ValueError(
-            f"values: expected finite (seeds, {size}) arrays, got shapes {[a.shape for a in arrays]}"
+    level, resamples = _level(level), whole("resamples", resamples)
+    arrays = [_per_query(v, "values") for v in values]
+    if not arrays or len({a.shape[1] for a in arrays}) > 1:
+        shapes = [a.shape for a in arrays]
+        raise HamletError(
+            f"values: expected (seeds, queries) arrays over the same queries, got shapes {shapes}"
         )
-    codes = np.arange(size) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
-    if codes.shape != (size,):
-        raise ValueError(f"clusters: expected one label for each of {size} queries, got shape {codes.shape}")
+    codes = np.arange(arrays[0].shape[1]) if clusters is None else _codes(clusters, arrays[0].shape[1])
     groups = int(codes.max()) + 1
     members = np.bincount(codes).astype(np.float64)
     by_group = [np.stack([np.bincount(codes, row, groups) for row in a], axis=1) for a in arrays]
     means = np.stack([g.mean(axis=1) for g in by_group], axis=1)
     residuals, widening = _seed_residuals(by_group, level)
-    draw_queries, draw_seeds = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
+    draw_queries, draw_seeds = _generator(seed).spawn(2)
     out = np.empty((resamples, len(arrays)))
     step = max(1, CHUNK // (4 * groups))
     for start in range(0, resamples, step):
@@ -137,17 +130,14 @@ def _seed_residuals(by_group: list[np.ndarray], level: float) -> tuple[np.ndarra
 def _counts(draws: int, groups: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """How often each of ``groups`` comes up in ``draws`` draws with replacement, float64 (resamples, groups)."""
     drawn = rng.integers(groups, size=(resamples, draws)) + np.arange(resamples)[:, None] * groups
-    return (
-        np.bincount(drawn.ravel(), minlength=resamples * groups).reshape(resamples, groups).astype(np.float64)
-    )
+    counts = np.bincount(drawn.ravel(), minlength=resamples * groups)
+    return counts.reshape(resamples, groups).astype(np.float64)
 
 
 def percentile_interval(estimate: float, replicates: np.ndarray, level: float = 0.95) -> Interval:
     """The middle ``level`` of the replicates, (resamples,)."""
     level = _level(level)
-    if not np.size(replicates):
-        raise ValueError("replicates: expected at least one, got none")
-    low, high = np.quantile(replicates, [0.5 - level / 2, 0.5 + level / 2])
+    low, high = np.quantile(_vector(replicates, "replicates"), [0.5 - level / 2, 0.5 + level / 2])
     return Interval(float(estimate), float(low), float(high))
 
 
@@ -164,16 +154,17 @@ def nested_bootstrap(
 
     first, second: per-query values (S, Q), seeds may differ in number; the queries must be the same.
     """
-    arrays = [np.atleast_2d(first)] + ([] if second is None else [np.atleast_2d(second)])
+    arrays = [_per_query(first, "first")] + ([] if second is None else [_per_query(second, "second")])
     means = bootstrap_means(arrays, clusters, resamples, seed, level)
-    estimate = np.mean(first) - (0 if second is None else np.mean(second))
-    return percentile_interval(estimate, means[:, 0] - (means[:, 1] if len(arrays) == 2 else 0), level)
+    sign = [1, -1][: len(arrays)]
+    return percentile_interval(np.dot([a.mean() for a in arrays], sign), means @ sign, level)
 
 
 def bootstrap_p_values(replicates: np.ndarray) -> tuple[float, float]:
     """One-sided p (against "not above zero", "not below zero") from bootstrap replicates (resamples,); an
     undefined replicate, NaN, speaks for neither side.
     """
+    replicates = _vector(replicates, "replicates", missing=True)
     total = len(replicates) + 1
     return (1 + int((~(replicates > 0)).sum())) / total, (1 + int((~(replicates < 0)).sum())) / total
 
@@ -184,34 +175,35 @@ def randomisation_test(
     """Two-sided p of the mean difference over paired queries, (Q,) each, by random signs (Smucker et al.
     2007).
 
+    Written out: SciPy's ``permutation_test`` takes 17 times as long (1,440 queries: 1.0 s against 0.06 s).
     ``(1 + signs at least as extreme) / (1 + permutations)``, never zero. It asks about these trained weights
     on exchangeable queries: averaged over seeds, it does not carry the seeds' uncertainty
     (``nested_bootstrap`` does).
     """
-    d, permutations = _differences(first, second), _draws("permutations", permutations)
-    rng = np.random.default_rng(seed)
+    d, permutations, rng = _differences(first, second), whole("permutations", permutations), _generator(seed)
     limit = abs(d.sum()) * (1 - 1e-12) - 1e-14  # a tie counts as extreme, whatever the order of the sum
     extreme, step = 0, max(1, CHUNK // d.size)
     for start in range(0, permutations, step):
         rows = min(step, permutations - start)
-        flips = np.unpackbits(
-            rng.integers(0, 256, (rows, -(-d.size // 8)), dtype=np.uint8), axis=1, count=d.size
-        )
+        drawn = rng.integers(0, 256, (rows, -(-d.size // 8)), dtype=np.uint8)
+        flips = np.unpackbits(drawn, axis=1, count=d.size)
         extreme += int((np.abs(d.sum() - 2 * (flips @ d)) >= limit).sum())
     return (1 + extreme) / (1 + permutations)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """Holm-adjusted p-values (K,), all comparisons of one table; NaN (no test) stays and does not count.
-    ValueError for anything else outside [0, 1].
+    Anything else outside [0, 1] is refused.
     """
-    p = np.asarray(p_values, dtype=np.float64)
-    known = ~np.isnan(p)
-    if wrong := [float(value) for value in p[known] if not 0 <= value <= 1]:
-        raise ValueError(f"p_values: expected numbers from 0 to 1 (or NaN for no test), got {wrong}")
+    p = _vector(p_values, "p_values", missing=True)
+    if ((p < 0) | (p > 1)).any():
+        raise HamletError(
+            f"p_values: expected numbers from 0 to 1 (or NaN for no test), got {p.tolist()!s:.60}"
+        )
+    order = np.argsort(p, kind="stable")[: np.isfinite(p).sum()]  # NaN sort last
     adjusted = np.full(p.shape, np.nan)
-    if known.any():
-        adjusted[known] = multipletests(p[known], method="holm")[1]
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1)
     return adjusted
 
 
@@ -246,15 +238,17 @@ def probability_of_improvement(
     first, second: for each data set, the score of every seed. The interval draws seeds anew within each data
     set (stratified bootstrap); it is NaN where every data set has one seed on each side.
     """
-    level, resamples = _level(level), _draws("resamples", resamples)
-    pairs = [(_vector(a, "first"), _vector(b, "second")) for a, b in zip(first, second, strict=True)]
-    if not pairs:
-        raise ValueError("probability_of_improvement: expected at least one data set, got none")
+    level, resamples, rng = _level(level), whole("resamples", resamples), _generator(seed)
+    sides = [plain(first), plain(second)]
+    if not all(isinstance(x, list) for x in sides) or not sides[0] or len(sides[0]) != len(sides[1]):
+        raise HamletError(
+            "first, second: expected, for the same data sets (at least one), a list of scores each"
+        )
+    pairs = [(_vector(a, "first"), _vector(b, "second")) for a, b in zip(*sides, strict=True)]
     wins = [(a[:, None] > b) + 0.5 * (a[:, None] == b) for a, b in pairs]
     estimate = float(np.mean([w.mean() for w in wins]))
     if all(w.size == 1 for w in wins):
         return Interval(estimate, np.nan, np.nan)
-    rng = np.random.default_rng(seed)
     replicates = np.zeros(resamples)
     for w in wins:
         rows, columns = (_counts(n, n, resamples, rng) / n for n in w.shape)
@@ -263,28 +257,56 @@ def probability_of_improvement(
 
 
 def _level(level: float) -> float:
-    if not 0 < level < 1:
-        raise ValueError(f"level: expected a share between 0 and 1, such as 0.95; got {level!r}")
-    return float(level)
+    level = number("level", level, 0, 1)
+    if level in (0, 1):
+        raise HamletError(f"level: expected a share between 0 and 1, such as 0.95, got {level}")
+    return level
 
 
-def _draws(name: str, count: int) -> int:
-    if not isinstance(count, numbers.Integral) or count < 1:
-        raise ValueError(f"{name}: expected an integer of at least 1, got {count!r}")
-    return int(count)
+def _generator(seed: int) -> np.random.Generator:
+    return np.random.default_rng(whole("seed", seed, least=0))
 
 
-def _vector(values: Sequence[float], name: str) -> np.ndarray:
-    x = np.asarray(values, dtype=np.float64)
-    if x.ndim != 1 or x.size == 0 or not np.isfinite(x).all():
-        raise ValueError(f"{name}: expected a non-empty vector of finite numbers, got shape {x.shape}")
+def _codes(clusters: Sequence, queries: int) -> np.ndarray:
+    labels = np.asarray(plain(clusters))
+    if labels.shape != (queries,) or labels.dtype.kind not in "iubUS":
+        given = f"{labels.dtype} {labels.shape}"
+        raise HamletError(
+            f"clusters: expected one integer or string for each of {queries} queries, got {given}"
+        )
+    return np.unique(labels, return_inverse=True)[1]
+
+
+def _per_query(values, name: str) -> np.ndarray:
+    """(seeds, queries) float64; one row where a vector is given."""
+    rows = plain(values)
+    rows = rows if isinstance(rows, list) and rows and isinstance(rows[0], list) else [rows]
+    vectors = [_vector(row, name) for row in rows]
+    if len({len(v) for v in vectors}) > 1:
+        raise HamletError(f"{name}: the seeds have unlike numbers of queries, {[len(v) for v in vectors]}")
+    return np.stack(vectors)
+
+
+def _vector(values: Sequence[float], name: str, missing: bool = False) -> np.ndarray:
+    """A non-empty float64 vector, finite, or with NaN where ``missing`` allows it."""
+    try:
+        x = np.asarray(plain(values), dtype=np.float64)
+    except (TypeError, ValueError):
+        raise HamletError(f"{name}: expected a vector of numbers, got {values!s:.50}") from None
+    if x.ndim != 1 or x.size == 0:
+        raise HamletError(f"{name}: expected a non-empty vector of numbers, got shape {x.shape}")
+    if not missing and (gone := int(np.isnan(x).sum())):
+        advice = "queries without positives? drop them on every side, such as x[~np.isnan(x)]"
+        raise HamletError(f"{name}: {gone} of {x.size} values are NaN, expected finite numbers ({advice})")
+    if np.isinf(x).any():
+        raise HamletError(f"{name}: value {int(np.argmax(np.isinf(x)))} is infinite; expected finite numbers")
     return x
 
 
 def _differences(first: Sequence[float], second: Sequence[float]) -> np.ndarray:
     a, b = _vector(first, "first"), _vector(second, "second")
     if a.shape != b.shape:
-        raise ValueError(
-            f"paired values differ in number: {a.size} against {b.size}; align them by query first"
+        raise HamletError(
+            f"first and second differ in number, {a.size} against {b.size}; align them by query"
         )
     return a - b

@@ -225,7 +225,13 @@ def train(model: RetrievalModel, data: RetrievalDataset, settings: dict, seed: i
 
     Raises:
         FloatingPointError: the loss is not finite; names the step and the file that lists its inputs.
+        HamletError: every image of the data set is its own class.
     """
+    if not data.has_classes:
+        raise HamletError(
+            f"{data.name}: every image is its own class, so there are no classes to train on; train on a data set "
+            "that has some and use this one for search by words"
+        )
     return Trainer(model, data, settings, seed, Path(folder)).fit()
 
 

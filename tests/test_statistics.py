@@ -6,6 +6,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from hamlet import statistics as st
+from hamlet.errors import HamletError
 
 
 def rng(seed=0):
@@ -54,7 +55,7 @@ def test_nested_bootstrap_accepts_different_numbers_of_seeds_and_refuses_differe
     assert means.shape == (50, 2) and np.isfinite(means).all()
     with pytest.raises(ValueError, match="got shapes"):
         st.bootstrap_means([np.ones((1, 40)), np.ones((1, 41))])
-    with pytest.raises(ValueError, match="one label for each of 40"):
+    with pytest.raises(ValueError, match="one integer or string for each of 40"):
         st.bootstrap_means([np.ones((1, 40))], clusters=[0, 1])
 
 
@@ -208,21 +209,41 @@ def test_probability_of_improvement_by_hand_and_as_mann_whitney():
     [
         (lambda: st.randomisation_test([1, 2], [1, 2, 3]), "2 against 3"),
         (lambda: st.t_interval([]), "non-empty"),
-        (lambda: st.effect_sizes([np.nan], [1.0]), "finite"),
-        (lambda: st.probability_of_improvement([], []), "at least one data set"),
-        (lambda: st.percentile_interval(0.0, np.array([])), "replicates: expected at least one"),
+        (lambda: st.t_interval("abc"), "values: expected a vector of numbers"),
+        (lambda: st.t_interval([[1, 2], [3, 4]]), r"values: .* got shape \(2, 2\)"),
+        (lambda: st.t_interval([[1, 2], [3]]), "values: expected a vector of numbers"),
+        (lambda: st.t_interval(None), "values"),
+        (lambda: st.t_interval([1, 2], "95"), "level: .* got '95'"),
+        (
+            lambda: st.paired_bootstrap([1, 2, np.nan], [1, 2, np.nan]),
+            r"first: 1 of 3 values are NaN.*drop them",
+        ),
+        (lambda: st.randomisation_test([1, 2], [1, np.nan]), "second: 1 of 2 values are NaN"),
+        (lambda: st.nested_bootstrap([[1, 2], [np.nan, 3]]), "first: 1 of 2 values are NaN"),
+        (lambda: st.bootstrap_means([]), "values: expected"),
+        (lambda: st.bootstrap_means([[[1, 2], [3]]]), "values: the seeds have unlike numbers"),
+        (lambda: st.paired_bootstrap([1, 2], [1, 2], clusters=[0.5, 1]), "clusters: .* got float64"),
+        (lambda: st.paired_bootstrap([1, 2], [1, 2], clusters=[[0], [1]]), r"clusters: .* \(2, 1\)"),
+        (lambda: st.bootstrap_p_values([]), "replicates: expected a non-empty"),
+        (lambda: st.holm([[0.1]]), r"p_values: .* got shape \(1, 1\)"),
+        (lambda: st.probability_of_improvement([[1, 2]], [[1], [2]]), "for the same data sets"),
+        (lambda: st.probability_of_improvement([1, 2], [1, 2]), "first: expected a non-empty vector"),
+        (lambda: st.effect_sizes([np.nan], [1.0]), "first: 1 of 1 values are NaN, expected finite"),
+        (lambda: st.probability_of_improvement([], []), "at least one"),
+        (lambda: st.percentile_interval(0.0, np.array([])), "replicates: expected a non-empty"),
         (lambda: st.holm([2, -1]), r"from 0 to 1 .* got \[2.0, -1.0\]"),
-        (lambda: st.holm([0.1, np.inf]), r"got \[inf\]"),
-        (lambda: st.randomisation_test([1, 2], [2, 3], permutations=0), "permutations: .* at least 1, got 0"),
+        (lambda: st.holm([0.1, np.inf]), "value 1 is infinite"),
+        (lambda: st.randomisation_test([1, 2], [2, 3], permutations=0), "permutations: .* got 0"),
         (
             lambda: st.randomisation_test([1, 2], [2, 3], permutations=1e3),
-            "permutations: expected an integer",
+            "permutations: .* got 1000",
         ),
     ],
 )
 def test_bad_input_is_refused(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(HamletError, match=message) as raised:
         call()
+    assert "\n" not in str(raised.value)
 
 
 DRAWING = [
@@ -237,12 +258,13 @@ DRAWING = [
 @pytest.mark.parametrize("call", DRAWING)
 def test_every_bootstrap_refuses_no_draws_and_a_level_in_per_cent(call):
     for resamples in (0, -5, 10.5):
-        with pytest.raises(
-            ValueError, match=f"resamples: expected an integer of at least 1, got {resamples}"
-        ):
+        with pytest.raises(HamletError, match=f"resamples: expected a whole number .* got {resamples}"):
             call(resamples=resamples)
+    for seed in (-1, 1.5, None):
+        with pytest.raises(HamletError, match="seed: expected a whole number"):
+            call(seed=seed, resamples=10)
     for level in (95, 0, 1, np.nan):
-        with pytest.raises(ValueError, match=f"level: .*between 0 and 1, such as 0.95; got {level}"):
+        with pytest.raises(HamletError, match=f"level: .* got {level}"):
             call(level=level, resamples=10)
     call(resamples=np.int64(10), level=0.9)
 

@@ -19,15 +19,10 @@ import yaml
 
 from hamlet import paths
 
-DATASETS = (
-    "scenes",
-    "grocery",
-    "grocery_unseen",
-    "folder",
-    "cifar10",
-    "flowers102",
-    "pets",
-)  # as hamlet.data
+DATASETS = (  # a test holds it to hamlet.data
+    "scenes", "grocery", "grocery_unseen", "folder", "cifar10", "flowers102", "pets", "cub200", "flickr8k", "flickr30k",
+    "coco_captions",
+)  # fmt: skip
 MOST_SEEDS = 1000
 VARIANTS = ("default", "no_text", "no_exchange", "text")
 # name -> (type, smallest, largest); None as a largest: no bound. Strings list their choices instead.

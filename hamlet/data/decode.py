@@ -21,14 +21,14 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pillow_heif
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from hamlet.errors import DataError
 
 pillow_heif.register_heif_opener()
 
 RECIPE = f"centre-square bicubic white 2 / Pillow {PIL.__version__}"
-MAX_PIXELS = 100_000_000  # decoded pixels of one image: about 1.6 GB at its widest (RGBA on white)
+MAX_PIXELS = 100_000_000  # decoded pixels of one image; 98 megapixels with transparency took 1.3 GB
 LARGE = 16_000_000  # images above are decoded one at a time, so that several do not meet in memory
 EXTENSIONS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .bmp .dib .gif .tif .tiff .webp .ppm .pgm .pbm .pnm "  # noqa: SIM905
@@ -128,7 +128,6 @@ def to_8_bits(values: np.ndarray, significant: int | None = None) -> np.ndarray:
 
 def _png_16(file: io.BufferedIOBase) -> tuple[bool, int | None]:
     """Of an open file: is it a PNG of 16-bit colour, which Pillow cuts to its high bytes; and its sBIT."""
-    file.seek(0)
     head = file.read(4096)
     file.seek(0)
     if not head.startswith(b"\x89PNG"):
@@ -142,6 +141,7 @@ def _colour_16(file: io.BufferedIOBase, significant: int | None) -> Image.Image:
     import torch
     from torchvision.io import ImageReadMode, decode_png
 
+    file.seek(0)
     data = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
     values = decode_png(data, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
     colour, alpha = to_8_bits(values[..., :3], significant), values[..., 3:] >> 8
@@ -149,69 +149,68 @@ def _colour_16(file: io.BufferedIOBase, significant: int | None) -> Image.Image:
 
 
 def _rgb(image: Image.Image, significant: int | None = None) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # without the test, a copy of every image
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit greys; Pillow's own conversion would clip them at 255
         image = Image.fromarray(to_8_bits(np.asarray(image), significant))
     elif image.mode == "F":
         raise ValueError("floating-point pixels have no defined range; save as 8 or 16 bit")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
-def _from_file(source: str | os.PathLike | bytes, size: int | None) -> Image.Image | np.ndarray:
-    if not isinstance(source, bytes) and not stat.S_ISREG(os.stat(source).st_mode):
-        raise ValueError("not a regular file")  # a named pipe would block for ever
-    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-        colour_16, significant = _png_16(file)
-        with Image.open(file) as image:
-            if size is not None:
-                image.draft(None, (4 * size, 4 * size))  # JPEG only: the decoder scales
-            pixels = image.width * image.height
-            if pixels > MAX_PIXELS:
-                raise ValueError(
-                    f"{image.width} x {image.height} px, more than {MAX_PIXELS // 10**6} megapixels"
-                )
-            with _large if pixels > LARGE else nullcontext():
-                if colour_16:
-                    file.seek(0)
-                    exif, image = image.info.get("exif"), _colour_16(file, significant)
-                    image.info |= {"exif": exif} if exif else {}
-                return _rgb(image, significant) if size is None else fit(_rgb(image, significant), size)
+def _from_file(file: io.BufferedIOBase, size: int | None) -> Image.Image | np.ndarray:
+    colour_16, significant = _png_16(file)
+    with Image.open(file) as image:
+        if size is not None:
+            image.draft(None, (4 * size, 4 * size))  # JPEG only: the decoder scales
+        pixels = image.width * image.height
+        if pixels > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} px, more than {MAX_PIXELS // 10**6} megapixels")
+        with _large if pixels > LARGE else nullcontext():
+            if colour_16:
+                exif, image = image.info.get("exif"), _colour_16(file, significant)
+                image.info |= {"exif": exif} if exif else {}
+            result = _rgb(image, significant) if size is None else fit(_rgb(image, significant), size)
+            image.close()  # its memory goes before the next large one begins
+            return result
 
 
-def _from_memory(source: Image.Image | np.ndarray, size: int | None) -> Image.Image | np.ndarray:
-    if isinstance(source, np.ndarray):
-        shape, kind = source.shape, source.dtype.name
-        if kind == "uint16" and source.ndim in (2, 3):
-            source, kind = to_8_bits(source), "uint8"
-        if (
-            kind != "uint8"
-            or not (source.ndim == 2 or (source.ndim == 3 and shape[2] in (3, 4)))
-            or 0 in shape
-        ):
-            raise ValueError(f"{kind} {shape}: expected uint8 or uint16 (H, W), (H, W, 3) or (H, W, 4)")
-        source = Image.fromarray(source)
-    image = _rgb(source)
-    return image if size is None else fit(image, size)
+def _from_array(array: np.ndarray) -> Image.Image:
+    shape, kind = array.shape, array.dtype.name
+    if (
+        0 in shape
+        or kind not in ("uint8", "uint16")
+        or (shape[2:] or (3,)) not in ((3,), (4,))
+        or len(shape) < 2
+    ):
+        raise ValueError(f"{kind} {shape}: expected uint8 or uint16 (H, W), (H, W, 3) or (H, W, 4)")
+    return Image.fromarray(array if kind == "uint8" else to_8_bits(array))
 
 
 def _read(source: Source, size: int | None) -> Image.Image | np.ndarray:
     named = isinstance(source, str | os.PathLike)
     name = os.fsencode(source).decode(errors="replace") if named else f"image ({type(source).__name__})"
-    if not isinstance(source, str | os.PathLike | bytes | Image.Image | np.ndarray):
-        raise TypeError(f"{name}: expected a path, bytes, a PIL image or an array")
     try:
-        return (_from_file if named or isinstance(source, bytes) else _from_memory)(source, size)
+        if named:
+            if not stat.S_ISREG(os.stat(source).st_mode):
+                raise ValueError("not a regular file")  # a named pipe would block for ever
+            with open(source, "rb") as file:
+                return _from_file(file, size)
+        if isinstance(source, bytes):
+            return _from_file(io.BytesIO(source), size)
+        if not isinstance(source, Image.Image | np.ndarray):
+            raise ValueError("expected a path, bytes, a PIL image or an array")
+        image = _rgb(_from_array(source) if isinstance(source, np.ndarray) else source)
+        return image if size is None else fit(image, size)
     except MemoryError:
         raise
-    except OSError as error:  # Pillow's UnidentifiedImageError is one, and its message names the file again
-        unknown = isinstance(error, PIL.UnidentifiedImageError)
-        reason = "not an image of a known format" if unknown else error.strerror or str(error)
-        raise ImageError(name, reason) from error
     except Exception as error:  # Pillow's plugins raise many types; the reason is always reported
-        raise ImageError(name, str(error) or type(error).__name__) from error
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        unknown = isinstance(error, PIL.UnidentifiedImageError)  # its message names the file once more
+        raise ImageError(name, "not an image of a known format" if unknown else reason) from error
 
 
 def open_image(source: Source) -> Image.Image:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from hamlet.errors import HamletError
 from hamlet.models.backbone import Backbone
+from hamlet.models.files import HubModel
 
 BACKBONES = {
     "resnet18": "resnet18",
@@ -60,7 +61,7 @@ class Range:
     high: float = math.inf
 
 
-class RetrievalModel(nn.Module):
+class RetrievalModel(nn.Module, HubModel):
     """Base of all configurations: images in, L2-normalised descriptors out.
 
     Args:
@@ -92,9 +93,10 @@ class RetrievalModel(nn.Module):
         self.build(**own)
         text, dim = self.options["text"], self.options["text_dim"]
         self.text_projection = nn.Linear(self.embedding_dim, dim) if text in ("alignment", "both") else None
-        self.text_tower = (
-            nn.Linear(dim, self.embedding_dim, bias=False) if text in ("proxies", "both") else None
-        )
+        self.text_tower = None
+        if text in ("proxies", "both"):
+            self.text_tower = nn.Linear(dim, self.embedding_dim, bias=False)
+            self.register_buffer("text_mean", torch.zeros(dim))  # of the training captions, taken off first
 
     def build(self) -> None:
         """Make the layers from ``self.backbone.channels``; every argument has a default and an annotation."""
