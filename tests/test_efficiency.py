@@ -10,7 +10,7 @@ from torch import nn
 
 from hamlet import efficiency, models
 from hamlet.artifact import results as report
-from hamlet.artifact.profiles import digest
+from hamlet.artifact.results import digest
 
 
 class Recorder(nn.Module):
