@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -108,7 +109,7 @@ def test_search_by_photo_in_every_form(photos, index, tmp_path, capsys, monkeypa
     opened = []
     monkeypatch.setattr(cli.webbrowser, "open", opened.append)
     place = lines(capsys, "search", index, file, "--open")[0]
-    assert opened == [f"file://{place}"] and "<section>" in open(place, encoding="utf-8").read()
+    assert opened == [f"file://{place}"] and "<section>" in Path(place).read_text(encoding="utf-8")
 
 
 def test_the_python_road_of_five_lines(photos, tmp_path):
