@@ -25,13 +25,8 @@ PER_QUERY = ("AP", "P@1", "P@5", "P@10", "R@1", "MRR", "MAP@R", "R-precision", "
 
 def evaluation_transform(image_size: int, mean: tuple, std: tuple) -> v2.Transform:
     """uint8 (..., 3, H, W) -> float32 (..., 3, image_size, image_size), normalised; the whole image."""
-    return v2.Compose(
-        [
-            v2.Resize((image_size, image_size), antialias=True),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(mean, std),
-        ]
-    )
+    resize = v2.Resize((image_size, image_size), antialias=True)
+    return v2.Compose([resize, v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
 
 
 @torch.inference_mode()
@@ -108,13 +103,8 @@ def evaluate(
             if split not in embeddings:
                 embeddings[split] = embed(model, dataset.splits[split].images, image_size, **options)
         query, gallery = dataset.splits[protocol.query], protocol.gallery
-        result = retrieval_metrics(
-            embeddings[protocol.query],
-            query.labels,
-            embeddings[gallery] if gallery else None,
-            dataset.splits[gallery].labels if gallery else None,
-            ks=KS,
-        )
+        sides = (embeddings[gallery], dataset.splits[gallery].labels) if gallery else ()
+        result = retrieval_metrics(embeddings[protocol.query], query.labels, *sides, ks=KS)
         metrics[name] = _plain(result.mean)
         facts = {"protocol": name, "query": np.arange(len(query)), "path": query.paths, "label": query.labels}
         frames.append(pd.DataFrame(facts | {k: result.per_query[k] for k in PER_QUERY}))
@@ -138,23 +128,16 @@ def example_neighbours(
     scores = scores.toarray() if sp.issparse(scores) else scores
     if protocol.gallery is None:
         scores[np.arange(len(chosen)), chosen] = -np.inf
-    rows = []
-    for row, i in enumerate(chosen):
-        for rank, j in enumerate(np.argsort(-scores[row], kind="stable")[:neighbours], start=1):
-            rows.append(
-                {
-                    "query_path": query.paths[i],
-                    "query_label": int(query.labels[i]),
-                    "query_class": dataset.class_names[query.labels[i]],
-                    "rank": rank,
-                    "path": gallery.paths[j],
-                    "label": int(gallery.labels[j]),
-                    "class": dataset.class_names[gallery.labels[j]],
-                    "correct": bool(gallery.labels[j] == query.labels[i]),
-                    "score": float(scores[row, j]),
-                }
-            )
-    return pd.DataFrame(rows)
+    nearest = np.argsort(-scores, axis=1, kind="stable")[:, :neighbours]
+    row, column = np.repeat(np.arange(len(chosen)), nearest.shape[1]), nearest.ravel()
+    asked, names = chosen[row], np.array(dataset.class_names)
+    found = pd.DataFrame({"query_path": np.array(query.paths)[asked], "query_label": query.labels[asked]})
+    found["query_class"] = names[found["query_label"]]
+    found["rank"] = np.tile(np.arange(1, nearest.shape[1] + 1), len(chosen))
+    found["path"], found["label"] = np.array(gallery.paths)[column], gallery.labels[column]
+    found["class"] = names[found["label"]]
+    found["correct"] = found["label"] == found["query_label"]
+    return found.assign(score=scores[row, column].astype(float))
 
 
 def equal_bytes(
@@ -188,21 +171,19 @@ def extra_metrics(
         "equal_bytes": the metrics with every descriptor stored in SPARSE's bytes (SPARSE: as it is).
     """
     protocol = dataset.protocols["default"]
-    names = [name for name in (protocol.query, protocol.gallery) if name]
-    splits, rows = [dataset.splits[n] for n in names], [evaluation.embeddings[n] for n in names]
-    sides = ([s.labels for s in splits], [s.coarse_labels for s in splits])
-    gallery = {} if len(names) == 1 else {"gallery": rows[1]}
-    tree = gallery and gallery | {"gallery_fine": sides[0][1], "gallery_coarse": sides[1][1]}
-    graded = hierarchical_metrics(rows[0], sides[0][0], sides[1][0], **tree)
+    query, gallery = dataset.splits[protocol.query], dataset.splits[protocol.gallery or protocol.query]
+    rows = {name: evaluation.embeddings[name] for name in dict.fromkeys((query.name, gallery.name))}
+    tree = {"gallery_fine": gallery.labels, "gallery_coarse": gallery.coarse_labels}
+    tree = {"gallery": rows[gallery.name]} | tree if protocol.gallery else {}
+    graded = hierarchical_metrics(rows[query.name], query.labels, query.coarse_labels, **tree)
     if model.method == "sparse":
         return {"hierarchical": _plain(graded.mean), "equal_bytes": evaluation.metrics["default"]}
     train = dataset.train.images
     chosen = np.linspace(0, len(train) - 1, min(640, len(train))).round().astype(int)
     fitted = embed(model, np.stack([train[i] for i in chosen]), image_size, **options)
-    small = equal_bytes(dict(zip(names, rows, strict=True)), fitted, EQUAL_BYTES)
-    labels = {"gallery_labels": sides[0][1]} if gallery else {}
-    gallery = {"gallery": small[names[1]]} if gallery else {}
-    cut = retrieval_metrics(small[names[0]], sides[0][0], **gallery, **labels, ks=KS)
+    small = equal_bytes(rows, fitted, EQUAL_BYTES)
+    sides = (small[gallery.name], gallery.labels) if protocol.gallery else ()
+    cut = retrieval_metrics(small[query.name], query.labels, *sides, ks=KS)
     return {"hierarchical": _plain(graded.mean), "equal_bytes": _plain(cut.mean)}
 
 
