@@ -158,12 +158,14 @@ def embed(given: argparse.Namespace) -> None:
 
 
 def left_out(files: list[tuple[str, str]]) -> None:
+    """Print (path, reason) of every photo that was found and not used, and their number."""
     for path, reason in files:
         print(f"left out: {path.encode(errors='replace').decode()} ({reason})")
     print(f"{len(files)} left out")
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Run one of the commands below with ``arguments``, by default those of the process."""
     top = argparse.ArgumentParser(prog="hamlet", description=__doc__.splitlines()[0])
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for name, wanted in COMMANDS.items():

@@ -10,7 +10,7 @@ import pytest
 import stored
 
 from hamlet import paths
-from hamlet.artifact import figures, inventory, pictures, tables
+from hamlet.artifact import build, figures, pictures, tables
 from hamlet.artifact import results as stored_results
 
 NOTEBOOKS = sorted(path for path in paths.NOTEBOOKS.glob("*.ipynb") if not path.name.startswith("."))
@@ -105,7 +105,7 @@ def test_reporting_notebooks_run_and_write_what_the_workflow_expects(name, tmp_p
         exec(plain(cell), values)
         if "parameters" in cell.metadata.get("tags", []):
             values |= {"profile": "quick", "dataset": "flat"}
-    expected = set(inventory.reports("quick", "flat").get(name, []))
+    expected = set(build.reports("quick", "flat").get(name, []))
     written = {
         path for root in ("tables", "figures") for path in (tmp_path / root).rglob("*") if path.is_file()
     }

@@ -58,13 +58,20 @@ def open_job(
     known = profiles.load_profile(profile)["runs"]
     profiles.check_dataset(dataset)
     profiles.one_of(variant, profiles.load_variants(), "variant")
-    if run.run_name not in known:
+    if run.run_name not in known and not (output and registered(model)):
         raise HamletError(f"profile {profile!r} has no run {run.run_name!r}; it has {', '.join(known)}")
     if type(seed) is not int or seed < 0:
         raise HamletError(f"seed must be a whole number of at least 0, got {seed!r}")
     settings = profiles.parameters(run) | profiles.check_values(overrides or {}, "overrides")
     name = f"{profile}-{dataset}-{run.run_name}-seed{seed}"
     return Job(run, settings, Path(output) if output else paths.cache_dir() / "notebooks" / name)
+
+
+def registered(model: str) -> bool:
+    """Whether the library knows a model that no profile names; with an output of its own it may run all the same."""
+    from hamlet.models import list_models
+
+    return model in list_models()
 
 
 def source_of(dataset: str) -> Path:
@@ -342,7 +349,7 @@ def make(
     from filelock import FileLock
 
     target = Path(output) if output else run.folder
-    job = open_job(*vars(run).values(), overrides=overrides)
+    job = open_job(*vars(run).values(), output, overrides)
     target.parent.mkdir(parents=True, exist_ok=True)
     work = target.with_name(f".{target.name}.partial")
     with FileLock(target.with_name(f".{target.name}.lock")):
