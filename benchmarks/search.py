@@ -106,7 +106,7 @@ def measure(size: int, queries: int, kind: str) -> list[dict]:
 
 def remake(root: Path | None = None) -> list[Path]:
     """Tables and figure of search from results/search below ``root``; the same bytes for the same results."""
-    from hamlet.artifact import figures, results
+    from hamlet.artifact import figures, tables
 
     root = root or paths.output_root()
     stored = sorted((root / "results" / "search").glob("*.json"), key=lambda p: int(p.stem))
@@ -119,7 +119,7 @@ def remake(root: Path | None = None) -> list[Path]:
     )
     remark = f"{earlier.sum()} rows are of an earlier version with the same faiss kinds; empty: not measured"
     stem, remarks = root / "tables" / "search" / "recall_speed_memory", [remark] if earlier.any() else []
-    table = results.write_table(text, stem, caption, remarks)
+    table = tables.write_table(text, stem, caption, remarks)
     return [
         *table,
         *figures.save_figure(figures.search_tradeoff(data), root / "figures/search/recall_speed", data),

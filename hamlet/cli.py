@@ -50,7 +50,7 @@ ARGUMENTS = {
     "--threshold": {"type": float, "default": DUPLICATE, "help": "least similarity; %(default)s"},
     "--name": {"required": True, "help": "what --model of the other commands will call it"},
     "--backbone-model": {"dest": "model", "default": "gem_efficientnetlite0", "help": "%(default)s"},
-    "--epochs": {"type": int, "default": 10, "help": "%(default)s"},
+    "--epochs": {"type": int, "default": 6, "help": "%(default)s"},
     "--output": {"type": Path, "help": "file; by default data/models/NAME.safetensors"},
     "--traceback": FLAG | {"help": "show all of an error"},
 }
@@ -66,6 +66,8 @@ def index(given: argparse.Namespace) -> None:
     made = Index.from_folder(given.photos, given.index, given.model, batch_size=given.batch_size)
     done = made.changes
     left_out(done.left_out)
+    if done.set_aside:
+        print(f"another model describes all photos anew; the index of the one before: {done.set_aside}")
     print(f"{len(made)} photos in {given.index}: {done.new} new, {done.changed} changed, {done.gone} gone")
     print(f"model {made.about['model']}; index {made.kind}, since {made.about['why']}")
 

@@ -49,12 +49,13 @@ def whole(name: str, value: int, most: int = 1 << 31) -> int:
 
 @dataclass
 class Changes:
-    """What an update did: numbers of photos, and (path, reason) of everything found and not used."""
+    """What an update did: numbers of photos, (path, reason) of everything found and not used, an older index's file."""
 
     new: int = 0
     changed: int = 0
     gone: int = 0
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    set_aside: str = ""
 
 
 class Index:
@@ -252,16 +253,13 @@ class Index:
         with storage.writing(folder) if folder else nullcontext():
             old = cls.load(folder) if folder and (Path(folder) / storage.FILE).is_file() else cls()
             name = model or old.about.get("model") or "default"
-            if isinstance(name, str) and old.about.get("model", name) != name:
-                raise HamletError(
-                    f"{folder} was made with the model {old.about['model']}; choose another for {name}"
-                )
             encoder = photos.load(name) if isinstance(name, str) else name
             probe = photos.probe(encoder)
             index = old if photos.same(probe, old.about.get("probe", ())) else cls("flat", len(probe))
             index.version = old.version
             index.about |= {"model": name if isinstance(name, str) else "", "probe": probe.tolist()}
-            index.update(encoder, root, folder, **options)
+            aside = storage.keep(folder) if len(old) and index is not old else ""  # of another model
+            index.update(encoder, root, folder, **options).set_aside = aside
         return index
 
     def update(

@@ -5,6 +5,7 @@ It is a safetensors file of two blobs: what is known of the photos, as JSON, and
 
 import hashlib
 import json
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,12 @@ def version(file: Path) -> str:
     """Which save a file comes from, without reading it all."""
     with safe_open(file, "numpy") as opened:
         return (opened.metadata() or {}).get("version", "")
+
+
+def keep(folder: str | Path) -> str:
+    """Copy the index in ``folder`` beside itself, before one of another model takes its place. -> the copy's path."""
+    file = Path(folder) / FILE
+    return str(shutil.copy2(file, file.with_name(f"index-{version(file)[:8]}.safetensors")))
 
 
 def write(folder: str | Path, about: dict, store: np.ndarray, known: str | None) -> str:
