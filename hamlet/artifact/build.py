@@ -8,10 +8,10 @@ moved to results/<profile>/<dataset>/aside/, never deleted.
 
 import argparse
 import fcntl
-import hashlib
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import statistics
@@ -63,26 +63,6 @@ def reports(profile: str = "", dataset: str = "") -> dict[str, list[Path]]:
             made = [path.format(profile=profile, dataset=dataset) for path in report_paths(name)]
             found[name] = [paths.output_root() / path for path in made]
     return found
-
-
-def note_inventory(profile: str, dataset: str) -> None:
-    """Rewrite what the tables are made of, runs and reporting code, if it changed: its new time remakes all tables.
-
-    Modification times alone would not do: they say nothing after a git checkout, and a run taken away leaves none.
-    """
-    runs = [run for d in results.stored_datasets(profile) for run in results.stored_runs(profile, d)]
-    content = {f"{run.dataset} {run}": paths.sha256(run.folder / "result.json") for run in runs}
-    for path in [*(paths.ROOT / "hamlet").rglob("*.py"), *paths.PAPER.glob("*")]:
-        content[str(path.relative_to(paths.ROOT))] = paths.sha256(path)
-    for path in paths.NOTEBOOKS.glob("*.ipynb"):  # stored outputs are no source
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        text = json.dumps([cell["source"] for cell in cells if cell["cell_type"] == "code"])
-        content[path.name] = hashlib.sha256(text.encode()).hexdigest()
-    path = paths.results_dir(profile, dataset) / ".inventory.json"
-    text = json.dumps(content, indent=1, sort_keys=True)
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        with paths.replacing(path) as partial:
-            partial.write_text(text, encoding="utf-8")
 
 
 def efficiency_fault(profile: str, dataset: str, names: set[str]) -> str | None:
@@ -253,8 +233,11 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def snakemake(slots: list[str], jobs: int, locks: list[int], *more: str, **config: object) -> int:
-    """Run the Snakefile for these slots, its progress on the terminal; Ctrl-C ends it and all that it started."""
+def snakemake(slots: list[str], jobs: int, locks: list[int], *again: str, **config: object) -> int:
+    """Run the Snakefile for these slots, its progress on the terminal; Ctrl-C ends it and all that it started.
+
+    again: reporting notebooks that are executed whatever the times of their files say, which a checkout changes.
+    """
     # --ignore-incomplete: a result is renamed into place whole and verified by its digest, so Snakemake's mark of an
     # interrupted job must not have it deleted. --nolock: only_one's locks are free after kill -9, Snakemake's are not.
     flags = (
@@ -262,7 +245,8 @@ def snakemake(slots: list[str], jobs: int, locks: list[int], *more: str, **confi
     )
     given = {"slots": ",".join(slots)} | {key: value for key, value in config.items() if value}
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.WORKFLOW / "Snakefile")]
-    command += ["--directory", str(paths.output_root()), "--cores", str(jobs), *flags.split(), *more]
+    command += ["--directory", str(paths.output_root()), "--cores", str(jobs), *flags.split()]
+    command += ["--forcerun", *(f"report_{name}" for name in again)]
     command += ["--quiet", "rules", "host", "reason", "--config", *(f"{k}={v}" for k, v in given.items())]
     path = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
     # without bytecode on disk each of the 50 processes compiles up to 4,000 modules, 12 CPU seconds
@@ -298,8 +282,8 @@ def folder_slot(options: argparse.Namespace) -> str:
     return slot
 
 
-def everything(jobs: int) -> int:
-    """``all``: every table and figure of every stored run, made from what is stored; nothing is trained or measured."""
+def everything(jobs: int, dry_run: bool) -> int:
+    """``all``: every committed table and figure, made from what is stored; nothing is trained or measured."""
     slots = [
         f"{profile}/{dataset}"
         for profile in profiles.profile_names()
@@ -307,11 +291,14 @@ def everything(jobs: int) -> int:
         if (paths.results_dir(profile, dataset) / "efficiency" / "result.json").is_file()
     ]
     print(f"all: {', '.join(slots)}; audit, search and benchmarks from what is stored", flush=True)
-    for slot in slots:
-        note_inventory(*slot.split("/"))
-    rules = [f"report_{name}" for name in report_list()]
+    if dry_run:
+        return 0
+    root = paths.output_root()
+    runpy.run_path(str(paths.ROOT / "benchmarks" / "tables.py"))["remake"](root / "results", root / "tables")
+    if any((root / "results" / "search").glob("*.json")):
+        runpy.run_path(str(paths.ROOT / "benchmarks" / "search.py"))["remake"](root)
     with only_one(slots) as locks:
-        return snakemake(slots, jobs, locks, "--forcerun", *rules, stored=1, once=1)
+        return snakemake(slots, jobs, locks, *report_list(), stored=1, once=1)
 
 
 def carry_out(build: Build, jobs: int, options: argparse.Namespace, locks: list[int]) -> int:
@@ -322,9 +309,9 @@ def carry_out(build: Build, jobs: int, options: argparse.Namespace, locks: list[
     build.verify(build.data_hash())  # only now is the data set's content known
     build.announce(jobs)
     build.clear()
-    note_inventory(build.profile, build.dataset)
     config = {"models": "+".join(options.models or []), "seeds": options.seeds}
-    if snakemake([f"{build.profile}/{build.dataset}"], jobs, locks, **config):
+    again = reports(build.profile, build.dataset)
+    if snakemake([f"{build.profile}/{build.dataset}"], jobs, locks, *again, **config):
         print(
             "\nNot everything could be made; what was finished is kept. The same command goes on from here."
         )
@@ -371,7 +358,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     """What the command line asks for; returns the exit code."""
     if options.profile == "all":
-        return everything(options.jobs or default_jobs("quick"))
+        return everything(options.jobs or default_jobs("quick"), options.dry_run)
     if options.data_root:
         if not (root := Path(options.data_root).expanduser()).is_dir():
             raise HamletError(f"data root {options.data_root!r} is not a folder; create it or name another")

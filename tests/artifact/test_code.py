@@ -62,5 +62,5 @@ def test_the_training_notebooks_code_counts_and_its_outputs_do_not(tree):
 
 
 def test_a_model_that_nobody_registers_is_refused():
-    with pytest.raises(HamletError, match=r"unknown model 'foo_resnet18': no module .* registers 'foo'"):
+    with pytest.raises(HamletError, match=r"unknown 'foo': no module of hamlet/models"):
         code.code_hashes(Run("quick", "scenes", "foo_resnet18", "default", 0))
