@@ -10,12 +10,13 @@ from hamlet import evaluation, training
 from hamlet.models import create_model
 
 
-def build(name="gem_resnet18", seed=0, **options):
+def build(name="gem", seed=0, **options):
+    """A method on timm's tiny residual network: the road of any other, in a sixth of the time."""
     training.seed_everything(seed)
-    return create_model(name, **options)
+    return create_model(name, backbone="test_resnet", **options)
 
 
-def fit(toy_data, settings, folder, seed=0, name="gem_resnet18", **options):
+def fit(toy_data, settings, folder, seed=0, name="gem", **options):
     model = build(name, seed, **options)
     return model, training.train(model, toy_data, settings, seed, folder)
 
@@ -166,7 +167,7 @@ def test_unknown_loss_and_absent_device_are_named():
 
 
 def test_the_models_own_losses_are_part_of_what_is_minimised(toy_data, settings, tmp_path, monkeypatch):
-    _, seen = one_step(toy_data, settings, tmp_path, monkeypatch, name="sparse_resnet18")
+    _, seen = one_step(toy_data, settings, tmp_path, monkeypatch, name="sparse")
     for _, terms in seen:
         assert {"reconstruction", "flops"} <= set(terms)
         assert terms["loss"] == pytest.approx(sum(v for k, v in terms.items() if k != "loss"), rel=1e-5)
@@ -206,7 +207,7 @@ def test_each_part_learns_at_its_own_rate(toy_data, settings, tmp_path):
     before = {k: v.clone() for k, v in still.raw.state_dict().items()}
     still.fit()
     after = dict(still.raw.named_parameters())
-    assert torch.equal(before["backbone.body.conv1.weight"], after["backbone.body.conv1.weight"])
+    assert all(torch.equal(before[k], v) for k, v in after.items() if k.startswith("backbone"))
     assert not torch.equal(before["head.0.weight"], after["head.0.weight"])
 
 
@@ -305,7 +306,7 @@ def test_few_classes_fill_the_batch_and_the_record_says_so(toy_data, settings, t
 def test_a_text_term_needs_its_layer_enters_the_curve_and_moves_it(toy_data, settings, tmp_path, term, layer):
     settings = settings | {f"text_{term}": 1.0, "epochs": 1}
     with pytest.raises(ValueError, match=layer):
-        training.Objective(create_model("gem_resnet18"), 3, settings, None)
+        training.Objective(build(), 3, settings, None)
     before = getattr(build(text=term), layer).weight.detach().clone()
     model, trained = fit(toy_data, settings, tmp_path, text=term)
     assert f"text_{term}" in trained.curves
