@@ -180,7 +180,7 @@ class _Scores:
         query, out = _float64(_numpy(self.query)[index]), self.kept.out[: len(index)]
         whole = self.gallery.dtype == np.float64 and not fixed
         for start in range(
-            0, self.shape[1], step := self.shape[1] if whole else max(1, TILE // query.shape[1])
+            0, self.shape[1], step := max(1, self.shape[1] if whole else TILE // query.shape[1])
         ):
             tile = np.ascontiguousarray(_float64(_numpy(self.gallery[start : start + step])))
             part = out[:, start : start + step]
