@@ -271,6 +271,8 @@ def _rising(scores):
 def _ahead(rivals, edges: np.ndarray, band: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How many of the rivals (b, N), rising, reach each edge (b, P); the rows where one lies within ``band`` of it."""
     size = rivals.shape[1]
+    if not size:
+        return np.zeros(edges.shape, np.int64), np.zeros(len(edges), bool)
     if torch.is_tensor(rivals):
         low, high = (torch.from_numpy(edges + side).to(rivals.device) for side in (-band, band))
         low, high = (_numpy(torch.searchsorted(rivals, x)) for x in (low, high))
