@@ -1,120 +1,129 @@
-"""Recall against speed and memory of every kind of index in hamlet.search, from 10,000 to 1,000,000 descriptors.
+"""Building, adding, asking and memory of hamlet.search beside faiss used bare, from 10,000 to 1,000,000 descriptors.
 
-    python benchmarks/search.py                      # all sizes; about half an hour on two cores, 3 GB of memory
-    python benchmarks/search.py --sizes 10000        # one size within a minute
+    python benchmarks/search.py --sizes 10000 100000    # some minutes on one thread
+    python benchmarks/search.py                         # a million too: about half an hour, 3 GB of memory
+    python benchmarks/search.py --remake                # the table and the figure from what is stored
 
 The vectors are synthetic: drawn around class centres, with variances that fall as 1/i over 128 rotated axes, as those
-of learned descriptors do, for spherical noise has no near neighbours to find. One thread searches unless --threads says
-otherwise. The exact neighbours come from the flat index.
-The sparse kind ranks the 64 largest of 2,048 random projections of the same vectors, and its recall is against the
-exact product of those codes, not of the vectors: an inverted index leaves nothing out. Sizes of which the stored table
-already has all rows are kept; --fresh measures them again. results/search/measured.csv holds one row per setting.
+of learned descriptors do, for spherical noise has no near neighbours to find. One thread works. The exact neighbours
+come from faiss's flat index. results/search/<size>.json holds one row per kind and setting.
 """
 
 import argparse
-import tempfile
+import json
+import multiprocessing
+import os
+import resource
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import faiss
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
-from tqdm import tqdm
 
 from hamlet import paths
-from hamlet.artifact.results import write_atomically
 from hamlet.search import Index
 
-K = 10
-SETTINGS = {"flat": [None], "ivfpq": [1, 4, 16, 64], "hnsw": [16, 64, 256], "sparse": [None]}
-NAMES = {"ivfpq": "probes", "hnsw": "effort"}
-CODES, KEPT, LARGEST_SPARSE = 2048, 64, 100_000
+K, DIMENSIONS = 10, 128
+SETTINGS = {"flat": ("", [None]), "ivfpq": ("probes", [1, 4, 16, 64]), "hnsw": ("effort", [16, 64, 256])}
+DIGITS = {
+    "recall@10": 3,
+    "queries_per_second": 0,
+    "faiss_queries_per_second": 0,
+    "times_flat": 2,
+    "bytes_per_image": 0,
+}
+DIGITS |= {"build_seconds": 1, "faiss_build_seconds": 1, "add_milliseconds": 2, "memory_mb": 0}
 
 
-def vectors(n: int, dimensions: int, classes: int, draw: int) -> np.ndarray:
-    """(n, dimensions) unit float32 rows around class centres that every draw shares.
-
-    Centres and the scatter around them take half of the variance each, both along the same axes.
-    """
+def vectors(n: int, classes: int, draw: int) -> np.ndarray:
+    """(n, DIMENSIONS) unit float32 rows; centres and the scatter around them take half of the variance each."""
     shared, own = np.random.default_rng(0), np.random.default_rng([1, draw])
-    axes = np.linalg.qr(shared.standard_normal((dimensions, dimensions)))[0].astype(np.float32)
-    axes *= np.sqrt(1 / np.arange(1, dimensions + 1, dtype=np.float32))
-    centres = shared.standard_normal((classes, dimensions), dtype=np.float32)
-    rows = np.empty((n, dimensions), np.float32)
-    for start in range(0, n, 10_000):
-        part = own.standard_normal((min(10_000, n - start), dimensions), dtype=np.float32)
-        part = (part + centres[np.arange(start, start + len(part)) % classes]) @ axes.T
-        rows[start : start + len(part)] = part / np.linalg.norm(part, axis=1, keepdims=True)
-    return rows
+    axes = np.linalg.qr(shared.standard_normal((DIMENSIONS, DIMENSIONS)))[0].astype(np.float32)
+    axes *= np.sqrt(1 / np.arange(1, DIMENSIONS + 1, dtype=np.float32))
+    centres = shared.standard_normal((classes, DIMENSIONS), dtype=np.float32)
+    rows = own.standard_normal((n, DIMENSIONS), dtype=np.float32) + centres[np.arange(n) % classes]
+    rows = rows @ axes.T
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def codes(rows: np.ndarray, seed: int = 0) -> sp.csr_matrix:
-    """(N, D) -> (N, CODES) with the KEPT largest random projections of each row, rows of unit length."""
-    projection = np.random.default_rng(seed).standard_normal((rows.shape[1], CODES), dtype=np.float32)
-    parts = []
-    for start in range(0, len(rows), 5000):
-        u = rows[start : start + 5000] @ projection
-        best = np.argpartition(-u, KEPT, axis=1)[:, :KEPT]
-        values = np.take_along_axis(u, best, 1)
-        values /= np.linalg.norm(values, axis=1, keepdims=True)
-        ends = np.arange(len(u) + 1) * KEPT
-        parts.append(sp.csr_matrix((values.ravel(), best.ravel(), ends), shape=(len(u), CODES)))
-    return sp.vstack(parts, format="csr")
-
-
-def neighbours(index: Index, queries, repeats: int) -> tuple[np.ndarray, float]:
-    """Ids (Q, K) and the median seconds of a search for all queries."""
-    seconds = []
+def seconds(work, repeats: int = 3) -> float:
+    """The least of ``repeats`` times: what else runs on the machine only ever adds."""
+    times = []
     for _ in range(repeats):
         start = time.perf_counter()
-        found = index.query(queries, K)
-        seconds.append(time.perf_counter() - start)
-    ids = np.full((queries.shape[0], K), -1)
-    ids[found["query"], found["rank"] - 1] = found["id"]
-    return ids, float(np.median(seconds))
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
-def measure(size: int, queries: int, dimensions: int, repeats: int) -> Iterator[dict]:
-    """One row per kind and setting."""
+def measure(size: int, queries: int, kind: str) -> list[dict]:
+    """One row per setting of one kind, in a process of its own, so that the memory is its own."""
+    faiss.omp_set_num_threads(1)
     classes = max(10, size // 100)
-    q, g = vectors(queries, dimensions, classes, draw=0), vectors(size, dimensions, classes, draw=1)
-    names, truth = [str(i) for i in range(size)], None
-    for kind, settings in SETTINGS.items():
-        if kind == "sparse" and size > LARGEST_SPARSE:
-            continue
-        rows, wanted = (codes(g), codes(q)) if kind == "sparse" else (g, q)
-        index = Index(kind, rows.shape[1])
-        start = time.perf_counter()
-        index.add(rows, names)
-        built = time.perf_counter() - start
-        with tempfile.TemporaryDirectory() as folder:
-            index.save(folder)
-            stored = next(Path(folder).glob("index-*")).stat().st_size
-        for setting in settings:
-            if setting is not None:
-                index.options[NAMES[kind]] = setting
-            ids, seconds = neighbours(index, wanted, repeats)
-            if kind == "flat":
-                truth, exact_seconds = ids, seconds
-            if kind == "sparse":
-                # blocks of queries: the product with all images is dense
-                exact = np.vstack(
-                    [
-                        np.argsort(-(w @ rows.T).toarray(), 1, "stable")[:, :K]
-                        for w in (wanted[:50], wanted[50:100])
-                    ]
-                )
-                hits = [len(set(a) & set(b)) / K for a, b in zip(ids[:100], exact, strict=True)]
-            else:
-                hits = [len(set(a) & set(b)) / K for a, b in zip(ids, truth, strict=True)]
-            yield {
-                "size": size, "dimensions": dimensions, "kind": kind, "setting": NAMES.get(kind, ""),
-                "value": setting, "recall@10": np.mean(hits), "queries_per_second": queries / seconds,
-                "times_flat": exact_seconds / seconds, "bytes_per_image": stored / size, "build_seconds": built,
-                "threads": faiss.omp_get_max_threads(),
-            }  # fmt: skip
+    asked, rows, names = (
+        vectors(queries, classes, 0),
+        vectors(size, classes, 1),
+        [f"{i}.jpg" for i in range(size)],
+    )
+    exact = faiss.IndexFlatIP(DIMENSIONS)
+    exact.add(rows)
+    truth, flat = exact.search(asked, K)[1], seconds(lambda: exact.search(asked, K))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    index = Index(kind, DIMENSIONS)
+    built = seconds(lambda: index.add(rows, names), 1)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    bare = faiss.clone_index(index.store)
+    bare.reset()  # an ivfpq index keeps what it learnt: its bare time is without learning
+    bare_built = seconds(lambda: bare.add_with_ids(rows, np.arange(size)), 1)
+    stored = faiss.serialize_index(index.store).size
+    extra = iter(range(10**6))
+    added = seconds(lambda: index.add(rows[:1], [f"new{next(extra)}.jpg"]), 20)
+    found = []
+    for value in SETTINGS[kind][1]:
+        if value is not None:
+            setattr(index, SETTINGS[kind][0], value)
+        ids = index.query(asked, K).pivot(index="query", columns="rank", values="id").to_numpy()
+        if kind == "hnsw":
+            faiss.downcast_index(bare.index).hnsw.efSearch = value
+        elif kind == "ivfpq":
+            bare.nprobe = value
+        turns = [
+            (seconds(lambda: index.query(asked, K), 1), seconds(lambda: bare.search(asked, K), 1))
+            for _ in range(7)
+        ]
+        ours, theirs = np.min(turns, axis=0)  # in turns, so that other work on the machine meets both
+        hits = [len(set(a) & set(b)) / K for a, b in zip(ids, truth, strict=True)]
+        found.append(
+            {"size": size, "dimensions": DIMENSIONS, "kind": kind, "setting": SETTINGS[kind][0], "value": value,
+             "recall@10": np.mean(hits), "queries_per_second": queries / ours,
+             "faiss_queries_per_second": queries / theirs, "times_flat": flat / ours, "bytes_per_image": stored / size,
+             "build_seconds": built, "faiss_build_seconds": bare_built, "add_milliseconds": 1000 * added,
+             "memory_mb": grown, "threads": 1, "load": os.getloadavg()[0]}
+        )  # fmt: skip
+    return found
+
+
+def remake(root: Path | None = None) -> list[Path]:
+    """Tables and figure of search from results/search below ``root``; the same bytes for the same results."""
+    from hamlet.artifact import figures, tables
+
+    root = root or paths.output_root()
+    stored = sorted((root / "results" / "search").glob("*.json"), key=lambda p: int(p.stem))
+    data = pd.DataFrame([row for path in stored for row in json.loads(path.read_text())]).round(DIGITS)
+    earlier = data.pop("earlier").eq(True) if "earlier" in data else pd.Series(False, data.index)
+    data = data[["size", "dimensions", "kind", "setting", "value", *DIGITS, "threads"]]
+    text = data.drop(columns="threads").astype(object).where(data.notna(), "").astype(str)
+    caption = (
+        f"Recall, speed and memory of hamlet.search on {figures.search_conditions(data)}, beside bare faiss."
+    )
+    remark = f"{earlier.sum()} rows are of an earlier version with the same faiss kinds; empty: not measured"
+    stem, remarks = root / "tables" / "search" / "recall_speed_memory", [remark] if earlier.any() else []
+    table = tables.write_table(text, stem, caption, remarks)
+    return [
+        *table,
+        *figures.save_figure(figures.search_tradeoff(data), root / "figures/search/recall_speed", data),
+    ]
 
 
 def main() -> None:
@@ -123,26 +132,14 @@ def main() -> None:
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--queries", type=int, default=1000)
-    parser.add_argument("--dimensions", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--fresh", action="store_true", help="measure stored sizes again")
-    parser.add_argument(
-        "--output", type=Path, default=paths.output_root() / "results" / "search" / "measured.csv"
-    )
+    parser.add_argument("--remake", action="store_true", help="measure nothing")
     given = parser.parse_args()
-    faiss.omp_set_num_threads(given.threads)
-    kept = pd.read_csv(given.output) if given.output.exists() and not given.fresh else pd.DataFrame()
-    for size in given.sizes:
-        if len(kept) and size in set(kept["size"]):
-            print(f"{size}: in {given.output} already")
-            continue
-        total = sum(len(s) for k, s in SETTINGS.items() if k != "sparse" or size <= LARGEST_SPARSE)
-        rows = list(tqdm(measure(size, given.queries, given.dimensions, given.repeats), f"{size:,}", total))
-        # a size is stored when it is complete, so that an interrupted measurement goes on at the next one
-        kept = pd.concat([kept, pd.DataFrame(rows)], ignore_index=True).sort_values("size", kind="stable")
-        write_atomically(given.output, kept.to_csv(index=False, float_format="%.5g").encode())
-    print(kept.to_string(index=False))
+    for size in [] if given.remake else given.sizes:
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            rows = [row for kind in SETTINGS for row in pool.apply(measure, (size, given.queries, kind))]
+        paths.write_json(paths.output_root() / "results" / "search" / f"{size}.json", rows)
+        print(pd.DataFrame(rows).round(DIGITS).to_string(index=False))
+    print("\n".join(map(str, remake())))
 
 
 if __name__ == "__main__":

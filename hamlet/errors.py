@@ -22,6 +22,10 @@ class HamletError(ValueError):
     """An expected mistake; its message names the file or value, what was expected and the way out."""
 
 
+class DataError(HamletError):
+    """Data that cannot be used as they are; the message names the file and the way out."""
+
+
 @contextmanager
 def one_line(arguments: Sequence[str] | None = None) -> Iterator[None]:
     """Run a command's work: expected errors end the process with one line on stderr and exit code 1.

@@ -6,31 +6,27 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+import torch.nn.functional as F
 from torchvision.transforms import v2
 from tqdm import tqdm
 
 from hamlet.data import RetrievalDataset
+from hamlet.distillation import encode_text
+from hamlet.errors import HamletError
 from hamlet.metrics import hierarchical_metrics, retrieval_metrics
 from hamlet.models import RetrievalModel
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KS = (1, 5, 10)
 Rows = np.ndarray | sp.csr_array  # descriptors, one a row
-EQUAL_BYTES = (
-    512  # SPARSE's descriptor: 64 codes of an int32 index and a float32 value; a test holds them together
-)
+# SPARSE's descriptor: 64 codes of an int32 index and a float32 value; a test holds them together
+EQUAL_BYTES = 512
 PER_QUERY = ("AP", "P@1", "P@5", "P@10", "R@1", "MRR", "MAP@R", "R-precision", "positives")
 
 
-def evaluation_transform(image_size: int) -> v2.Transform:
-    """uint8 (..., 3, H, W) -> float32 (..., 3, image_size, image_size), ImageNet-normalised; the whole image."""
-    return v2.Compose(
-        [
-            v2.Resize((image_size, image_size), antialias=True),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-    )
+def evaluation_transform(image_size: int, mean: tuple, std: tuple) -> v2.Transform:
+    """uint8 (..., 3, H, W) -> float32 (..., 3, image_size, image_size), normalised; the whole image."""
+    resize = v2.Resize((image_size, image_size), antialias=True)
+    return v2.Compose([resize, v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
 
 
 @torch.inference_mode()
@@ -48,25 +44,27 @@ def embed(
     SPARSE's come as a CSR array: N dense rows of 8192 values are never held.
     """
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
-        raise ValueError(f"expected uint8 images (N, H, W, 3), got {images.dtype} {images.shape}")
-    training, transform, device = model.training, evaluation_transform(image_size), torch.device(device)
+        raise HamletError(f"expected uint8 images (N, H, W, 3), got {images.dtype} {images.shape}")
+    for name, value, least in (("image_size", image_size, 8), ("batch_size", batch_size, 1)):
+        if type(value) is not int or value < least:
+            raise HamletError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    training, device = model.training, torch.device(device)
+    transform = evaluation_transform(image_size, model.mean, model.std)
     model.eval()
-    sparse = model.method == "sparse"
-    out = [] if sparse else np.empty((len(images), model.embedding_dim), np.float32)
-    for start in tqdm(range(0, len(images), batch_size), desc="embed", disable=not progress, leave=False):
+    out = []
+    for start in tqdm(range(0, len(images), batch_size), desc="embed", disable=None if progress else True):
         # a copy: the array may be a read-only memory map
         batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device).permute(0, 3, 1, 2)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             features = model(transform(batch).contiguous(memory_format=torch.channels_last))
         rows = features.float().cpu().numpy()
-        if sparse:
-            out.append(sp.csr_array(rows))
-        else:
-            out[start : start + len(batch)] = rows
+        out.append(sp.csr_array(rows) if model.method == "sparse" else rows)
     model.train(training)
-    if not sparse:
-        return out
-    return sp.vstack(out, format="csr") if out else sp.csr_array((0, model.embedding_dim), dtype=np.float32)
+    if model.method == "sparse":
+        return (
+            sp.vstack(out, format="csr") if out else sp.csr_array((0, model.embedding_dim), dtype=np.float32)
+        )
+    return np.concatenate(out) if out else np.empty((0, model.embedding_dim), np.float32)
 
 
 @dataclass
@@ -92,9 +90,8 @@ def evaluate(
         options: passed to ``embed`` (batch_size, device, bf16, progress).
     """
     wanted = tuple(dataset.protocols) if protocols is None else protocols
-    unknown = [p for p in wanted if p not in dataset.protocols]
-    if unknown:
-        raise ValueError(
+    if unknown := [p for p in wanted if p not in dataset.protocols]:
+        raise HamletError(
             f"{dataset.name} has no protocol {unknown[0]!r}; it has {', '.join(dataset.protocols)}"
         )
     embeddings: dict[str, Rows] = {}
@@ -106,20 +103,11 @@ def evaluate(
             if split not in embeddings:
                 embeddings[split] = embed(model, dataset.splits[split].images, image_size, **options)
         query, gallery = dataset.splits[protocol.query], protocol.gallery
-        result = retrieval_metrics(
-            embeddings[protocol.query],
-            query.labels,
-            embeddings[gallery] if gallery else None,
-            dataset.splits[gallery].labels if gallery else None,
-            ks=KS,
-        )
+        sides = (embeddings[gallery], dataset.splits[gallery].labels) if gallery else ()
+        result = retrieval_metrics(embeddings[protocol.query], query.labels, *sides, ks=KS)
         metrics[name] = _plain(result.mean)
-        frame = pd.DataFrame({k: result.per_query[k] for k in PER_QUERY})
-        frame.insert(0, "label", query.labels)
-        frame.insert(0, "path", query.paths)
-        frame.insert(0, "query", np.arange(len(query)))
-        frame.insert(0, "protocol", name)
-        frames.append(frame)
+        facts = {"protocol": name, "query": np.arange(len(query)), "path": query.paths, "label": query.labels}
+        frames.append(pd.DataFrame(facts | {k: result.per_query[k] for k in PER_QUERY}))
     return Evaluation(metrics, pd.concat(frames, ignore_index=True), embeddings)
 
 
@@ -140,23 +128,16 @@ def example_neighbours(
     scores = scores.toarray() if sp.issparse(scores) else scores
     if protocol.gallery is None:
         scores[np.arange(len(chosen)), chosen] = -np.inf
-    rows = []
-    for i, order in zip(chosen, np.argsort(-scores, axis=1, kind="stable")[:, :neighbours], strict=True):
-        for rank, j in enumerate(order, start=1):
-            rows.append(
-                {
-                    "query_path": query.paths[i],
-                    "query_label": int(query.labels[i]),
-                    "query_class": dataset.class_names[query.labels[i]],
-                    "rank": rank,
-                    "path": gallery.paths[j],
-                    "label": int(gallery.labels[j]),
-                    "class": dataset.class_names[gallery.labels[j]],
-                    "correct": bool(gallery.labels[j] == query.labels[i]),
-                    "score": float(scores[list(chosen).index(i), j]),
-                }
-            )
-    return pd.DataFrame(rows)
+    nearest = np.argsort(-scores, axis=1, kind="stable")[:, :neighbours]
+    row, column = np.repeat(np.arange(len(chosen)), nearest.shape[1]), nearest.ravel()
+    asked, names = chosen[row], np.array(dataset.class_names)
+    found = pd.DataFrame({"query_path": np.array(query.paths)[asked], "query_label": query.labels[asked]})
+    found["query_class"] = names[found["query_label"]]
+    found["rank"] = np.tile(np.arange(1, nearest.shape[1] + 1), len(chosen))
+    found["path"], found["label"] = np.array(gallery.paths)[column], gallery.labels[column]
+    found["class"] = names[found["label"]]
+    found["correct"] = found["label"] == found["query_label"]
+    return found.assign(score=scores[row, column].astype(float))
 
 
 def equal_bytes(
@@ -190,22 +171,100 @@ def extra_metrics(
         "equal_bytes": the metrics with every descriptor stored in SPARSE's bytes (SPARSE: as it is).
     """
     protocol = dataset.protocols["default"]
-    names = [name for name in (protocol.query, protocol.gallery) if name]
-    splits, rows = [dataset.splits[n] for n in names], [evaluation.embeddings[n] for n in names]
-    sides = ([s.labels for s in splits], [s.coarse_labels for s in splits])
-    gallery = {} if len(names) == 1 else {"gallery": rows[1]}
-    tree = gallery and gallery | {"gallery_fine": sides[0][1], "gallery_coarse": sides[1][1]}
-    graded = hierarchical_metrics(rows[0], sides[0][0], sides[1][0], **tree)
+    query, gallery = dataset.splits[protocol.query], dataset.splits[protocol.gallery or protocol.query]
+    rows = {name: evaluation.embeddings[name] for name in dict.fromkeys((query.name, gallery.name))}
+    tree = {"gallery_fine": gallery.labels, "gallery_coarse": gallery.coarse_labels}
+    tree = {"gallery": rows[gallery.name]} | tree if protocol.gallery else {}
+    graded = hierarchical_metrics(rows[query.name], query.labels, query.coarse_labels, **tree)
     if model.method == "sparse":
         return {"hierarchical": _plain(graded.mean), "equal_bytes": evaluation.metrics["default"]}
     train = dataset.train.images
     chosen = np.linspace(0, len(train) - 1, min(640, len(train))).round().astype(int)
     fitted = embed(model, np.stack([train[i] for i in chosen]), image_size, **options)
-    small = equal_bytes(dict(zip(names, rows, strict=True)), fitted, EQUAL_BYTES)
-    labels = {"gallery_labels": sides[0][1]} if gallery else {}
-    gallery = {"gallery": small[names[1]]} if gallery else {}
-    cut = retrieval_metrics(small[names[0]], sides[0][0], **gallery, **labels, ks=KS)
+    small = equal_bytes(rows, fitted, EQUAL_BYTES)
+    sides = (small[gallery.name], gallery.labels) if protocol.gallery else ()
+    cut = retrieval_metrics(small[query.name], query.labels, *sides, ks=KS)
     return {"hierarchical": _plain(graded.mean), "equal_bytes": _plain(cut.mean)}
+
+
+def describe_texts(model: RetrievalModel, sentences: list[str], teacher: str = "sentence") -> np.ndarray:
+    """Sentences in the descriptor's space, through the text tower: N strings -> float32 (N, D), L2-normalised.
+
+    HamletError where the model was trained without text proxies and so has no tower.
+    """
+    if model.text_tower is None:
+        raise HamletError(
+            "this model was trained without text, so it knows no words; query it with a picture"
+        )
+    with torch.inference_mode():
+        vectors = torch.from_numpy(encode_text(sentences, teacher)).to(model.text_mean.device)
+        found = model.text_tower(F.normalize(vectors - model.text_mean, dim=1))
+        return F.normalize(found, dim=1).cpu().numpy()
+
+
+def cross_modal_metrics(
+    images: np.ndarray, image_labels: np.ndarray, texts: np.ndarray, text_labels: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """Retrieval between images and sentences in one space, both ways.
+
+    Args:
+        images: float32 (N, D); texts: float32 (M, D), rows L2-normalised. labels: int (N,), (M,); an image and a
+            sentence belong together where their labels agree.
+
+    Returns:
+        "text_to_image" and "image_to_text": R@1, R@5, R@10 (share of queries with a right answer among the first k),
+        chance_R@1 and so on (the same for a random order), median_rank (of the first right answer, from 1), mAP over
+        all right answers, chance_mAP (positives / items), queries.
+    """
+    found = {}
+    sides = {
+        "text_to_image": (texts, text_labels, images, image_labels),
+        "image_to_text": (images, image_labels, texts, text_labels),
+    }
+    for name, (query, query_labels, gallery, gallery_labels) in sides.items():
+        result = retrieval_metrics(query, query_labels, gallery, gallery_labels, ks=KS)
+        rank = np.round(1 / np.asarray(result.per_query["MRR"], float))
+        positives = np.asarray(result.per_query["positives"])
+        kept, items = np.isfinite(rank), len(gallery_labels)
+        mean = {f"R@{k}": float(np.mean(rank[kept] <= k)) for k in KS}
+        for k in KS:  # no right answer among k drawn without replacement
+            miss = [
+                np.prod([(items - p - i) / (items - i) for i in range(min(k, items))])
+                for p in positives[kept]
+            ]
+            mean[f"chance_R@{k}"] = float(1 - np.mean(miss))
+        mean |= {"median_rank": float(np.median(rank[kept])), "mAP": float(result.mean["mAP"])}
+        found[name] = mean | {
+            "chance_mAP": float(np.mean(positives[kept]) / items),
+            "queries": int(kept.sum()),
+        }
+    return found
+
+
+def words(
+    model: RetrievalModel, dataset: RetrievalDataset, evaluation: Evaluation, teacher: str = "sentence"
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Search by words under every protocol but validation: protocol -> ``cross_modal_metrics``, and "ceiling".
+
+    Queries in words are the different captions of the protocol's query images, the images are its gallery (the query
+    images where it has none). Ceiling: the gallery's images replaced by their captions in the teacher's space.
+    """
+    found = {}
+    for name, protocol in dataset.protocols.items():
+        if name == "validation":
+            continue
+        query, gallery = dataset.splits[protocol.query], dataset.splits[protocol.gallery or protocol.query]
+        pairs = dict(zip(query.captions, query.labels, strict=True))
+        sentences, labels = list(pairs), np.array(list(pairs.values()))
+        rows = evaluation.embeddings[gallery.name]
+        rows = rows.toarray() if sp.issparse(rows) else rows
+        found[name] = cross_modal_metrics(
+            rows, gallery.labels, describe_texts(model, sentences, teacher), labels
+        )
+        captions = encode_text(gallery.captions, teacher), gallery.labels
+        asked = encode_text(sentences, teacher), labels
+        found[name]["ceiling"] = cross_modal_metrics(*captions, *asked)["text_to_image"]
+    return found
 
 
 def _plain(mean: dict) -> dict[str, float]:

@@ -41,6 +41,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get("HAMLET_CACHE") or ROOT / "data" / "cache").resolve()
 
 
+def models_dir() -> Path:
+    """Folder of models that ``hamlet train`` names; ``HAMLET_MODELS`` moves it."""
+    return Path(os.environ.get("HAMLET_MODELS") or ROOT / "data" / "models").resolve()
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path``, renamed to it at the end of the block: no reader meets half a file."""

@@ -9,11 +9,34 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def settings() -> dict:
-    """Run parameters of the smoke profile, smaller still."""
-    from hamlet.artifact.profiles import Run, parameters
-
-    small = {"epochs": 2, "image_size": 64, "train_size": 64, "batch_size": 8, "images_per_class": 2}
-    return parameters(Run("smoke", "scenes", "gem_resnet18", "default", 0)) | small | {"device": "cpu"}
+    """Training settings of seconds, every key that hamlet.training reads."""
+    return {
+        "epochs": 2,
+        "image_size": 64,
+        "train_size": 64,
+        "batch_size": 8,
+        "images_per_class": 2,
+        "crop_scale": 0.7,
+        "limit": None,
+        "pretrained": False,
+        "frozen_levels": 0,
+        "backbone_share": 1.0,
+        "learning_rate": 1e-3,
+        "backbone_learning_rate": 1e-3,
+        "proxy_learning_rate": 1e-2,
+        "weight_decay": 1e-4,
+        "warmup": 0.1,
+        "loss": "cosface",
+        "margin": 0.2,
+        "scale": 16.0,
+        "text_source": "class_mean",
+        "text_teacher": "sentence",
+        "text_alignment": 0.0,
+        "text_proxies": 0.0,
+        "text_guidance": 0.0,
+        "precision": "float32",
+        "device": "cpu",
+    }
 
 
 @pytest.fixture(scope="session")

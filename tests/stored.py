@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hamlet.artifact import results as report
-from hamlet.artifact.profiles import digest
+from hamlet.artifact import pictures
+from hamlet.artifact.paper import expected_rows
+from hamlet.artifact.results import digest
 from hamlet.data import RetrievalDataset
 from hamlet.data.dataset import Protocol, Split
 
@@ -81,6 +82,7 @@ def store_run(
         "score",
     ]
     pd.DataFrame(rows, columns=columns).to_parquet(folder / "neighbours.parquet")
+    (folder / pictures.THUMBNAILS).write_bytes(pictures.pack(split.images, split.paths))
     files = ["per_query.parquet", "curves.csv", "neighbours.parquet"]
     content = {
         "schema": 1,
@@ -119,7 +121,7 @@ def store_efficiency(root: Path, runs: list[str]) -> Path:
 
 def store_profile(root: Path, seeds: int = 2, without: tuple[str, ...] = ()) -> list[str]:
     """All rows of the tables; returns the run names."""
-    runs, data = [run for run in report.labels() if run not in without], dataset()
+    runs, data = [run for run in expected_rows() if run not in without], dataset()
     for index, run in enumerate(runs):
         for seed in range(seeds):
             store_run(root, run, seed, 0.5 - 0.02 * index + 0.01 * seed, data)

@@ -1,3 +1,7 @@
+"""Teachers, targets made from captions, and the text losses against their formulas."""
+
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -5,11 +9,16 @@ import torch
 from hamlet import distillation
 
 PAIRS = ["a red apple on a table", "a green apple in a bowl", "a diesel locomotive at night"]
+NAMES = ["red-apple", "green-apple", "locomotive"]
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def test_teacher_knows_what_is_alike_and_is_normalised():
     rows = distillation.encode_text(PAIRS)
-    assert rows.shape == (3, distillation.TEACHER_DIM)
+    assert rows.shape == (3, distillation.SENTENCE_DIM)
     assert rows.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     assert rows[0] @ rows[1] > rows[0] @ rows[2] + 0.2
@@ -17,9 +26,57 @@ def test_teacher_knows_what_is_alike_and_is_normalised():
 
 def test_embedding_does_not_depend_on_the_batch_and_repeats_share_a_row():
     together = distillation.encode_text([*PAIRS, PAIRS[0]])
-    alone = distillation._encode([PAIRS[1]], 1)
+    alone = distillation.load_teacher("sentence").encode([PAIRS[1]])
     np.testing.assert_allclose(together[1], alone[0], atol=1e-5)
     np.testing.assert_array_equal(together[0], together[3])
+
+
+def test_words_in_common_are_all_that_lsa_knows():
+    rows = distillation.encode_text(PAIRS, "lsa")
+    assert rows.shape == (3, distillation.LSA_DIM)
+    assert rows[0] @ rows[1] > rows[0] @ rows[2]
+    teacher = distillation.load_teacher("lsa")
+    teacher.encode(PAIRS)
+    assert not teacher.encode(["zebra quux"]).any()
+
+
+def test_a_sentence_encoder_in_a_folder_is_a_teacher_and_an_absent_one_says_where_to_put_it(
+    tmp_path, monkeypatch
+):
+    folder = distillation.packaged_sentence_encoder()
+    rows = distillation.encode_text(PAIRS, f"hf:{folder}")
+    np.testing.assert_allclose(rows, distillation.encode_text(PAIRS), atol=1e-6)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match="give its folder in place of the hub id"):
+        distillation.encode_text(PAIRS, f"hf:{tmp_path}")
+    with pytest.raises(ValueError, match="sentence, lsa"):
+        distillation.load_teacher("minilm")
+
+
+def test_a_clip_text_tower_in_a_folder_is_a_teacher(tmp_path):
+    """A tiny CLIP written here: the real loading code, random weights."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *[f"{c}</w>" for c in letters]]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")).save_pretrained(tmp_path)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = small | {
+        "vocab_size": len(words),
+        "eos_token_id": 1,
+        "bos_token_id": 0,
+        "max_position_embeddings": 77,
+    }
+    vision = small | {"image_size": 8, "patch_size": 4}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+    CLIPModel(config).save_pretrained(tmp_path)
+    rows = distillation.encode_text(["ab cd", "xy", "ab cd"], f"clip:{tmp_path}")
+    assert rows.shape == (3, 12)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    np.testing.assert_array_equal(rows[0], rows[2])
 
 
 def test_altered_teacher_is_refused(tmp_path, monkeypatch):
@@ -31,19 +88,79 @@ def test_altered_teacher_is_refused(tmp_path, monkeypatch):
         submodule_search_locations = (str(folder),)
 
     monkeypatch.setattr(distillation.importlib.util, "find_spec", lambda name: Spec)
-    with pytest.raises(RuntimeError, match="expected the published"):
-        distillation.teacher_folder()
+    with pytest.raises(ValueError, match="expected the published"):
+        distillation.packaged_sentence_encoder()
 
 
-def test_empty_caption_is_an_error():
-    with pytest.raises(ValueError, match="caption 1 is empty"):
-        distillation.encode_text(["a", " "])
+@pytest.mark.parametrize("change", ["flip", "truncate", "empty"])
+def test_damaged_vectors_in_the_cache_are_made_again(tmp_path, monkeypatch, change):
+    monkeypatch.setenv("HAMLET_CACHE", str(tmp_path))
+    good = distillation.encode_text(PAIRS)
+    (file,) = (tmp_path / "captions").glob("*.npy")
+    whole = file.read_bytes()
+    damaged = {
+        "flip": whole[:-9] + bytes([whole[-9] ^ 64]) + whole[-8:],
+        "truncate": whole[:-100],
+        "empty": b"",
+    }
+    file.write_bytes(damaged[change])
+    np.testing.assert_array_equal(distillation.encode_text(PAIRS), good)
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("bad", [["a", " "], ["a", None], [], ["a", 3]])
+def test_what_is_no_sentence_is_refused(bad):
+    with pytest.raises(ValueError, match=r"caption 1|no sentence"):
+        distillation.encode_text(bad)
+
+
+CAPTIONS = ["a red apple", "one red fruit", "a green apple", "some green fruit", "a train", "an engine"]
+LABELS = np.array([0, 0, 1, 1, 2, 2])
+
+
+def test_class_means_are_centred_over_classes_and_normalised():
+    found = distillation.text_targets(CAPTIONS, LABELS, NAMES)
+    rows = distillation.encode_text(CAPTIONS)
+    means = np.stack([rows[c == LABELS].mean(0) for c in range(3)])
+    np.testing.assert_allclose(found.mean, means.mean(0), atol=1e-6)
+    np.testing.assert_allclose(found.classes, unit(means - means.mean(0)), atol=1e-5)
+    np.testing.assert_array_equal(found.images, found.classes[LABELS])
+
+
+def test_shuffled_texts_are_the_same_ones_and_nobody_keeps_its_own():
+    true = distillation.text_targets(CAPTIONS, LABELS, NAMES).classes
+    for seed in range(5):
+        found = distillation.text_targets(CAPTIONS, LABELS, NAMES, "shuffled", seed=seed).classes
+        match = (found @ true.T).argmax(1)
+        assert sorted(match) == [0, 1, 2]
+        assert not (match == np.arange(3)).any()
+
+
+def test_sources_differ_as_their_names_say():
+    per_image = distillation.text_targets(CAPTIONS, LABELS, NAMES, "caption")
+    assert not np.allclose(per_image.images[0], per_image.images[1])
+    template = distillation.text_targets(CAPTIONS, LABELS, NAMES, "template")
+    word = distillation.text_targets(CAPTIONS, LABELS, NAMES, "word")
+    expected = distillation.encode_text([f"a photo of a {n.replace('-', ' ')}" for n in NAMES])
+    np.testing.assert_allclose(template.classes, unit(expected - expected.mean(0)), atol=1e-5)
+    assert not np.allclose(template.classes, word.classes)
+    with pytest.raises(ValueError, match="class_mean"):
+        distillation.text_targets(CAPTIONS, LABELS, NAMES, "classes")
+
+
+def test_text_proxies_equal_the_formula_in_numpy():
+    rng = np.random.default_rng(0)
+    f, w = unit(rng.normal(size=(4, 5))), rng.normal(size=(3, 5))
+    labels = np.array([2, 0, 1, 1])
+    logits = 7.0 * f @ unit(w).T
+    expected = (np.log(np.exp(logits).sum(1)) - logits[np.arange(4), labels]).mean()
+    found = distillation.text_proxies(torch.tensor(f), torch.tensor(w), torch.tensor(labels), 7.0)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_guidance_equals_the_formula_in_numpy():
     rng = np.random.default_rng(0)
-    f, t = (rng.normal(size=(6, d)) for d in (5, 7))
-    f, t = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (f, t))
+    f, t = (unit(rng.normal(size=(6, d))) for d in (5, 7))
     labels = np.array([0, 0, 1, 1, 2, 3])
 
     def rows(x):

@@ -1,16 +1,10 @@
 """Efficiency: counts against hand-computed ones, order of the timing, memory that grows with the weights."""
 
-import json
-
-import numpy as np
 import pytest
-import stored
 import torch
 from torch import nn
 
 from hamlet import efficiency, models
-from hamlet.artifact import results as report
-from hamlet.artifact.profiles import digest
 
 
 class Recorder(nn.Module):
@@ -83,19 +77,10 @@ def test_compare_gives_every_cost(weights):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not efficiency.FORKS, reason="measured by forks on Linux alone")
-def test_a_forked_process_grows_as_a_fresh_interpreter_does(weights):
-    image, files = torch.rand(1, 3, 64, 64), list(weights.values())
-    forked = efficiency.peak_memory(files, image, "cpu")
-    fresh = [efficiency.peak_memory([file], image, "cpu")[0] for file in files]
-    assert forked == pytest.approx(fresh, rel=0.1, abs=4)  # loading alone varies by some MB from call to call
-
-
-@pytest.mark.slow
 def test_a_model_that_cannot_be_measured_is_named(weights, tmp_path):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no weights")
-    with pytest.raises(RuntimeError, match=r"broken\.safetensors"):
+    with pytest.raises(ValueError, match=r"broken\.safetensors"):
         efficiency.peak_memory([broken], torch.rand(1, 3, 64, 64), "cpu")
 
 
@@ -105,40 +90,3 @@ def test_memory_on_a_card_holds_the_weights(weights):
     image = torch.rand(1, 3, 64, 64)
     megabytes = 4 * sum(p.numel() for p in models.load_model(weights["gem_resnet18"]).parameters()) / 1e6
     assert megabytes <= efficiency.peak_memory([weights["gem_resnet18"]], image, "cuda")[0] < megabytes + 80
-
-
-def test_measure_writes_a_sealed_record_of_every_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
-    folders = {run: stored.store_run(tmp_path, run, 0, 0.4) for run in ("gem_resnet18", "mlp_resnet18")}
-    with pytest.raises(FileNotFoundError, match=r"gem_resnet18.*safetensors.*build again"):
-        efficiency.measure("quick", "flat", "cpu")
-    for folder in folders.values():
-        (folder / "model.safetensors").touch()
-    seen = {}
-
-    def compare(weights, images, device):
-        seen.update(weights=weights, shape=tuple(images.shape), threads=torch.get_num_threads())
-        return {name: {"latency_ms": 1.0} for name in weights}
-
-    monkeypatch.setattr(efficiency, "compare", compare)
-    monkeypatch.setattr(efficiency, "provenance", lambda device: {"device": device})
-    monkeypatch.setattr(efficiency, "load_data", lambda name, given: stored.dataset())
-    threads = torch.get_num_threads()
-    path = efficiency.measure("quick", "flat", "cpu", repeats=5)
-    record = json.loads(path.read_text())
-    assert record["digest"] == digest(record) and report.load_efficiency("quick", "flat") == record
-    assert seen["shape"] == (5, 3, 224, 224) and seen["threads"] == 1 and torch.get_num_threads() == threads
-    assert set(seen["weights"]) == set(folders) == set(record["models"])
-    for run, folder in folders.items():
-        assert record["parameters"]["runs"][run] == json.loads((folder / "result.json").read_text())["digest"]
-    assert [p.name for p in path.parent.iterdir()] == ["result.json"]
-
-
-def test_query_images_are_the_evaluations_own(monkeypatch):
-    from hamlet.evaluation import evaluation_transform
-
-    data = stored.dataset()
-    monkeypatch.setattr(efficiency, "load_data", lambda name, given: data)
-    images = efficiency.query_images("flat", 3, {}, 32)
-    pixels = torch.from_numpy(np.stack([data.query.images[i] for i in (0, 12, 23)])).permute(0, 3, 1, 2)
-    assert torch.equal(images, evaluation_transform(32)(pixels))

@@ -20,7 +20,6 @@ def load(name: str):
 
 
 ranking, differences, tables = load("ranking"), load("library_differences"), load("tables")
-search = load("search")
 
 
 @pytest.mark.parametrize("queries", [0, 12])
@@ -60,26 +59,6 @@ def test_a_measurement_is_stored_and_becomes_a_table(tmp_path, monkeypatch):
     assert tables.remake(tmp_path / "results", tmp_path / "tables") == ["ranking_small"]
     table = pd.read_csv(tmp_path / "tables" / "benchmarks" / "ranking_small.csv")
     assert table["CPU / product"][0] == 1 and table["mAP less hamlet's"][1] == 0
-
-
-def test_the_search_benchmark_measures_every_kind_and_setting(tmp_path, monkeypatch, capsys):
-    output = tmp_path / "measured.csv"
-    words = "search.py --sizes 400 --queries 20 --dimensions 64 --repeats 1 --output"
-    monkeypatch.setattr("sys.argv", [*words.split(), str(output)])
-    search.main()
-    table = pd.read_csv(output)
-    assert table.groupby("kind", sort=False).size().to_dict() == {
-        "flat": 1,
-        "ivfpq": 4,
-        "hnsw": 3,
-        "sparse": 1,
-    }
-    recall = table.set_index("kind")["recall@10"]
-    assert recall["flat"] == 1 and recall["sparse"] > 0.99 and recall["ivfpq"].is_monotonic_increasing
-    assert (table["bytes_per_image"] > 0).all() and (table["queries_per_second"] > 0).all()
-    search.main()  # what is stored is kept
-    assert "already" in capsys.readouterr().out
-    pd.testing.assert_frame_equal(pd.read_csv(output), table)
 
 
 COMMITTED = ROOT / "tables" / "benchmarks"

@@ -3,17 +3,22 @@
 import itertools
 import os
 import re
+from pathlib import Path
 
 import nbformat
 import pytest
 import stored
 
 from hamlet import paths
-from hamlet.artifact import figures, inventory, pictures, tables
-from hamlet.artifact import results as report
+from hamlet.artifact import build, figures, pictures, tables
+from hamlet.artifact import results as stored_results
 
 NOTEBOOKS = sorted(path for path in paths.NOTEBOOKS.glob("*.ipynb") if not path.name.startswith("."))
-REPORTING = ["02_accuracy", "03_efficiency", "04_tradeoff", "05_backbones", "00_read_me_first"]
+NUMBERS = [path.stem[:2] for path in NOTEBOOKS]
+REPORTING = [
+    *("02_accuracy", "03_efficiency", "04_tradeoff", "05_backbones", "06_claims", "09_ablation", "10_words"),
+    "00_read_me_first",
+]
 
 FEW = ("spca_resnet18", "dscf_resnet18", "gem_resnet18-text", "hamlet_resnet18-no_text", "mlp_mobilenetv3")
 
@@ -34,6 +39,18 @@ def code(notebook):
 
 def test_the_reporting_notebooks_are_there():
     assert {*REPORTING, "01_train_evaluate"} <= {path.stem for path in NOTEBOOKS}
+
+
+def test_numbered_without_gaps():
+    assert [f"{number:02d}" for number in range(len(NUMBERS))] == NUMBERS
+
+
+def test_every_picture_has_its_alternative_text(notebook):
+    for cell in code(notebook):
+        for output in cell.outputs:
+            for kind in output.get("data", {}):
+                if kind.startswith("image/"):
+                    assert len(output.metadata.get(kind, {}).get("alt", "")) > 40, cell.source
 
 
 def test_thin(notebook):
@@ -81,14 +98,14 @@ def test_no_path_of_a_machine(notebook):
 def test_reporting_notebooks_run_and_write_what_the_workflow_expects(name, tmp_path, monkeypatch):
     """Executed in this process on stored test results: a kernel start per notebook would cost minutes."""
     monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
-    monkeypatch.setattr(pictures, "run_dataset", lambda results: stored.dataset())
+    monkeypatch.setattr(figures, "RESOLUTIONS", (40,))
     stored.store_profile(tmp_path, without=FEW)
     notebook, values = nbformat.read(paths.NOTEBOOKS / f"{name}.ipynb", as_version=4), {}
     for cell in code(notebook):
         exec(plain(cell), values)
         if "parameters" in cell.metadata.get("tags", []):
             values |= {"profile": "quick", "dataset": "flat"}
-    expected = set(inventory.reports("quick", "flat")[name])
+    expected = set(build.reports("quick", "flat").get(name, []))
     written = {
         path for root in ("tables", "figures") for path in (tmp_path / root).rglob("*") if path.is_file()
     }
@@ -104,6 +121,6 @@ def test_reporting_notebooks_run_and_write_what_the_workflow_expects(name, tmp_p
 
 
 def test_only_notebooks_write_tables_and_figures():
-    for module in (report, tables, figures, pictures):
-        source = paths.ROOT.joinpath("hamlet", f"{module.__name__.split('.')[-1]}.py").read_text()
+    for module in (stored_results, tables, figures, pictures):
+        source = Path(module.__file__).read_text()
         assert "tables_dir(" not in source and "figures_dir(" not in source

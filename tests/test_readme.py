@@ -1,114 +1,80 @@
 """Every command and snippet of the README runs, and its tables are the files they claim to be."""
 
 import re
-import shlex
-import shutil
-import subprocess
-import sys
 
-import numpy as np
+import pages
+import pandas as pd
 import pytest
-from PIL import Image
+import yaml
 
-from hamlet.artifact.readme import refreshed
+from hamlet.artifact.readme import refreshed, standing
 from hamlet.paths import ROOT
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BASH = [
-    line.partition(" #")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
-    for line in block.splitlines()
-    if line.strip()
-]
-SHELL = [c for c in BASH if c.startswith("./run_all.sh")]
-PYTHON = [c for c in BASH if c.startswith(".venv/bin/python")]
+BASH = pages.commands(TEXT)
+INLINE = re.findall(r"`(\./run_all\.sh[^`]*)`", TEXT)
+RUN_ALL = sorted({c for c in [*BASH, *INLINE] if c.startswith("./run_all.sh")})
 
 
-def photos(folder, classes=8, images=8):
-    rng = np.random.default_rng(0)
-    for c in range(classes):
-        for i in range(images):
-            path = folder / f"class{c}" / f"{i}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 255, (70, 80, 3), dtype=np.uint8)).save(path)
+def test_it_is_short_and_every_line_of_its_commands_is_covered():
+    assert len(TEXT.splitlines()) < 150
+    assert {c.split()[0] for c in BASH} == {"./run_all.sh", "hamlet"}
+    assert len(RUN_ALL) >= 6
 
 
-def test_every_line_is_covered():
-    assert len(SHELL) >= 9
-    assert len(PYTHON) >= 5
-    assert set(BASH) == {*SHELL, *PYTHON}
-
-
-@pytest.mark.parametrize("command", SHELL)
+@pytest.mark.parametrize("command", RUN_ALL)
 def test_run_all_commands_are_understood(command, tmp_path):
-    photos(tmp_path / "my-images", 1, 1)
-    words = shlex.split(command.replace("my-images", str(tmp_path / "my-images")))[1:]
-    extra = [] if "--help" in words else ["--dry-run"]
-    done = subprocess.run(
-        [str(ROOT / "run_all.sh"), *words, *extra], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+    pages.photos(tmp_path / "my-photos")
+    (tmp_path / "my-photos" / "one.jpg").unlink()  # a data set has every photo in the folder of its class
+    done = pages.run_all(command.replace("my-photos", str(tmp_path / "my-photos")), tmp_path)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [c for c in PYTHON if "hamlet." not in c and "benchmarks/" not in c])
-def test_commands_that_follow_a_number_back(command):
-    words = [sys.executable, *shlex.split(command)[1:]]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
-
-
-@pytest.mark.parametrize("command", [c for c in PYTHON if "benchmarks/" in c])
-def test_benchmark_commands_on_a_small_size(command, tmp_path):
-    words = shlex.split(command)[1:]
-    output = tmp_path / ("measured.csv" if "search.py" in command else "table")
-    small = {
-        "benchmarks/ranking.py": ["--size", "300", "--repeats", "1"],
-        "benchmarks/search.py": ["--sizes", "400", "--queries", "20", "--repeats", "1"],
-        "benchmarks/library_differences.py": [],
-    }[words[0]]
-    small += ["--growth", "300", "600", "--queries", "20"] if "--growth" in words else []
-    words = [sys.executable, *words, *small, "--output", str(output)]  # the last value of an option holds
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    assert output.with_suffix(".csv").stat().st_size > 100
-
-
-def test_the_run_command_names_a_run_that_there_is(monkeypatch):
-    from hamlet.artifact import run
-
-    asked = []
-    monkeypatch.setattr(run, "make", lambda *arguments: asked.append(arguments[0]))
-    (command,) = [c for c in PYTHON if "hamlet.artifact.run" in c]
-    run.main(shlex.split(command)[3:])
-    run.open_job(*vars(asked[0]).values())
-
-
-def test_own_images_snippet_and_search(tmp_path, monkeypatch, capsys):
-    from hamlet.models import save_model
-    from hamlet.search.photos import main
-
+def test_own_photos_as_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HAMLET_CACHE", str(tmp_path / "cache"))
-    photos(tmp_path / "my-images")
-    shutil.copytree(tmp_path / "my-images" / "class0", tmp_path / "photos")
-    shutil.copy(tmp_path / "photos" / "3.jpg", tmp_path / "photos" / "one.jpg")
-    space: dict = {}
-    (snippet,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    exec(snippet, space)
-    assert space["descriptors"].shape == (len(space["data"].query), 512)
-    save_model(space["model"], "model.safetensors")
-    for command in [c for c in PYTHON if "hamlet.search" in c]:
-        main(shlex.split(command)[3:])
-    best = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["1"])
-    assert best.endswith(("3.jpg", "one.jpg"))
+    pages.photos(tmp_path / "my-photos")
+    pages.follow(TEXT)
+    assert "one.jpg" in capsys.readouterr().out  # the search finds the photo that it was given
+    html = (tmp_path / "found.html").read_text(encoding="utf-8")
+    assert "data:image/" in html and "<script src" not in html
+    assert len(pd.read_parquet(tmp_path / "descriptors.parquet")) == 13
 
 
-def test_tables_are_the_files():
-    assert "<!-- begin tables/" in TEXT
+def test_tables_and_sentences_are_the_files():
+    assert "<!-- begin tables/" in TEXT and "<!-- begin standing -->" in TEXT
     assert refreshed(TEXT) == TEXT, "run: python -m hamlet.artifact.readme"
+
+
+def test_the_sentence_on_standing_has_its_directions_right(tmp_path):
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    rows = [("HAMLET_A", 0.3), ("HAMLET_B", 0.5), ("MACE_A", 0.6), ("SPARSE_A", None)]
+    pd.DataFrame(rows, columns=["Model", "mAP"]).to_csv(folder / "table1_accuracy.csv", index=False)
+    assert standing([folder]) == "On `pets` HAMLET_B is number 2 of 3 in mAP."
+    controls = pd.DataFrame(
+        [("HAMLET_A (no text)", 0.9), ("HAMLET_B (no text)", 0.45)], columns=["Model", "mAP"]
+    )
+    controls.to_csv(folder / "table1_controls.csv", index=False)
+    assert standing([folder]).endswith("number 2 of 3 in mAP, and text changes its mAP by +0.0500.")
 
 
 def test_pictures_and_links_exist():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT):
         assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("term", ["ACSA", "controls", "protocol", "exchange", "mAP", "P@1"])
+def test_a_term_is_explained_where_it_first_stands(term):
+    """Its first place outside links and code is the emphasised one, in the paragraph that explains it."""
+    prose = re.sub(
+        r"!?\[[^\]]*\]\([^)]*\)|`[^`]*`|<!--.*?-->", "", TEXT.split("## Results")[1], flags=re.DOTALL
+    )
+    first = re.search(rf"\b{term}\b", prose, re.IGNORECASE)
+    assert prose[first.start() - 1] == "*"
+
+
+def test_the_report_is_cited_by_its_title():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    report = next(r["title"] for r in citation["references"] if r["type"] == "report")
+    assert report.removesuffix(" (in Japanese)") in " ".join(TEXT.split())

@@ -1,33 +1,33 @@
 """From a profile to its tables: say what will be done, verify what is there, let Snakemake do the rest.
 
-``python -m hamlet.artifact.build quick --dataset scenes`` is what run_all.sh calls. Snakemake owns order and
-parallelism (workflow/Snakefile); this module owns what Snakemake cannot know: whether a stored result may
-still be used (``workflow.check_result``), how long the rest will take, and what to tell the user.
-A result that may not be used is moved to results/<profile>/<dataset>/aside/, never deleted.
+``python -m hamlet.artifact.build quick --dataset scenes`` is what run_all.sh calls. Snakemake owns order, parallelism
+and progress (workflow/Snakefile); this module owns what it cannot know: whether a stored result may still be used
+(hamlet.artifact.results), how long the rest will take, and what to tell the user. A result that may not be used is
+moved to results/<profile>/<dataset>/aside/, never deleted.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-from filelock import FileLock, Timeout
-
 from hamlet import paths
-from hamlet.artifact import inventory
-from hamlet.artifact import profiles as workflow
-from hamlet.artifact.profiles import Run
+from hamlet.artifact import profiles, results
+from hamlet.artifact.run import aside, load_data, source_of
+from hamlet.errors import HamletError, one_line
 
-MARK = "HAMLET_BUILD"  # every process of a build carries it, so that a killed build's leftovers are found
+KEEP = paths.ROOT / "results" / "KEEP"  # committed where stored results are stale on purpose; it says why
 
 
 def minutes(seconds: float) -> str:
@@ -39,302 +39,356 @@ def shown(path: Path) -> str:
     return str(path.relative_to(paths.output_root()) if path.is_relative_to(paths.output_root()) else path)
 
 
-def set_aside(path: Path, why: str) -> Path:
-    """Move a stored run, configuration or measurement to aside/<its name>.<why>-<n>, the first free n."""
-    base = paths.results_dir(*path.relative_to(paths.output_root() / "results").parts[:2])
-    target = base / "aside" / path.relative_to(base)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    n = 1
-    while (moved := target.with_name(f"{target.name}.{why}-{n}")).exists():
-        n += 1
-    os.replace(path, moved)
-    return moved
+def report_list() -> dict[str, dict]:
+    """workflow/reports.yaml: reporting notebook -> what it writes and what it waits for."""
+    return profiles.read_yaml(paths.WORKFLOW / "reports.yaml")
 
 
-def occupied(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
+def report_paths(name: str) -> list[str]:
+    """The files that a reporting notebook writes, {profile} and {dataset} left open, from the output's root."""
+    entry = report_list()[name]
+    place = entry.get("once", "{profile}/{dataset}")
+    kinds = (("tables", ("csv", "md", "tex")), ("figures", ("pdf", "png", "csv")))
+    return [f"{k}/{place}/{stem}.{end}" for k, ends in kinds for stem in entry.get(k, []) for end in ends]
+
+
+def reports(profile: str = "", dataset: str = "") -> dict[str, list[Path]]:
+    """Reporting notebook -> its files for a profile and data set; without a name those of all data sets together."""
+    found = {}
+    for name, entry in report_list().items():
+        wanted = (
+            not profile if "once" in entry else profile in entry.get("profiles", [profile] if profile else [])
+        )
+        if wanted:
+            made = [path.format(profile=profile, dataset=dataset) for path in report_paths(name)]
+            found[name] = [paths.output_root() / path for path in made]
+    return found
+
+
+def efficiency_fault(profile: str, dataset: str, names: set[str]) -> str | None:
+    """Why the stored measurement of costs may not be used, or None.
+
+    A configuration trained again is a reason only where all weights are at hand (git does not keep them).
+    """
+    path = paths.results_dir(profile, dataset) / "efficiency" / "result.json"
+    try:
+        record = results.read_verified(path)
+    except results.ResultError as error:
+        return str(error) if path.is_file() else "not there yet"
+    given, wanted = record["parameters"], profiles.load_profile(profile)["efficiency"]
+    if (given["image_size"], given["images"]) != (wanted["image_size"], wanted["repeats"]):
+        return "the profile asks for another image size or number of repeats now"
+    if absent := sorted(names - set(record["models"])):
+        return f"it lacks {', '.join(absent)}"
+    first = {run.run_name: run for run in reversed(results.stored_runs(profile, dataset))}
+    if all((run.folder / "model.safetensors").is_file() for run in first.values()):
+        now = {n: json.loads((r.folder / "result.json").read_text())["digest"] for n, r in first.items()}
+        if changed := sorted(name for name in now if given["runs"].get(name) != now[name]):
+            return f"trained again since: {', '.join(changed)}"
+    return None
 
 
 class Build:
-    """One build of a profile on a data set: the runs asked for, sorted into kept, rejected and to make."""
+    """One build of a profile on a data set: the runs asked for, sorted by what is stored of them."""
 
-    def __init__(self, profile: str, dataset: str, models: list[str] | None = None, seeds: int | None = None):
-        self.profile, self.dataset, self.models, self.seeds = profile, dataset, models, seeds
-        self.loaded = workflow.load_profile(profile)
-        self.runs = workflow.expand(profile, dataset, models, seeds)
-        self.base = paths.results_dir(profile, dataset)
-        self.logs = paths.output_root() / "logs" / profile / dataset
-        self.failed: list[Path] = []  # logs of the jobs that failed
-        self.verify()
+    def __init__(self, options: argparse.Namespace):
+        self.profile, self.dataset = options.profile, options.dataset
+        self.loaded = profiles.load_profile(self.profile)
+        self.runs = profiles.expand(self.profile, self.dataset, options.models, options.seeds)
+        self.base = paths.results_dir(self.profile, self.dataset)
+        self.keep = options.keep or (KEEP.is_file() and not options.retrain)
+        self.verify(None)
 
-    def verify(self) -> None:
-        known = workflow.prepared_hash(self.profile, self.dataset)
-        there = [run for run in self.runs if occupied(run.folder)]
-        self.rejected = {run: why for run in there if (why := workflow.check_result(run, known))}
-        self.kept = [run for run in there if run not in self.rejected]
+    def verify(self, data_hash: str | None) -> None:
+        """Sort the runs asked for and whatever else is stored, which the tables hold too."""
+        stored = results.stored_runs(self.profile, self.dataset)
+        states = {run: results.check_result(run, data_hash) for run in dict.fromkeys([*self.runs, *stored])}
+        self.broken = {run: why for run, (state, why) in states.items() if state == "broken"}
+        self.stale = {run: why for run, (state, why) in states.items() if state == "stale"}
+        self.kept = [
+            run for run, (state, _) in states.items() if state == "sound" or (run in self.stale and self.keep)
+        ]
         self.to_make = [run for run in self.runs if run not in self.kept]
-        # tables hold every stored run, asked for or not, so the others must answer to the profile too
-        also = [run for run in workflow.stored_runs(self.profile, self.dataset) if run not in self.runs]
-        self.outdated = {run: why for run in also if (why := workflow.check_result(run, known))}
-        self.also = [run for run in also if run not in self.outdated]
-        names = {run.run_name for run in self.runs}
-        self.efficiency_fault = inventory.check_efficiency(self.profile, self.dataset, names)
-        stored = [run for run in workflow.stored_runs(self.profile, self.dataset) if run not in self.to_make]
-        again = any(run.seed == 0 for run in self.to_make)
-        if again and all((run.folder / "model.safetensors").exists() for run in stored if run.seed == 0):
-            self.efficiency_fault = self.efficiency_fault or "configurations are trained again"
+        names = {run.run_name for run in [*self.runs, *self.kept]}
+        self.fault = efficiency_fault(self.profile, self.dataset, names)
+        if self.to_make and all((run.folder / "model.safetensors").is_file() for run in self.kept):
+            self.fault = self.fault or "configurations are trained"
 
-    def seconds(self) -> float:
-        """Expected work of the missing runs on one core, from recorded times of this data set or the estimate."""
-        recorded: dict[str, list[float]] = {}
-        for run in self.kept:
-            record = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
-            recorded.setdefault(run.run_name, []).append(float(record["provenance"]["wall_seconds"]))
-        everything = [seconds for several in recorded.values() for seconds in several]
-        typical = statistics.median(everything or [self.loaded["estimate"]["run_seconds"]])
-        self.expected = {
-            run: statistics.median(recorded[run.run_name]) if run.run_name in recorded else typical
-            for run in self.runs
-        }
-        return sum(self.expected[run] for run in self.to_make)
+    def data_hash(self) -> str | None:
+        """Content hash of the data set as it is now; None where it is not at hand and nothing has to be trained.
+
+        Scenes are rendered by code, which is compared anyway, so they are loaded only to be trained on.
+        """
+        if not self.to_make and (self.dataset == "scenes" or not self.kept):
+            return None
+        settings = self.loaded["parameters"] | self.loaded["datasets"].get(profiles.kind(self.dataset), {})
+        try:
+            return load_data(self.dataset, settings).content_hash
+        except HamletError:
+            if self.to_make:
+                raise
+            print(
+                "  data set            not at hand, so its content was not compared with the stored results'"
+            )
+            return None
 
     def announce(self, jobs: int) -> None:
-        work, estimate = self.seconds(), self.loaded["estimate"]
-        seeds = len({run.seed for run in self.runs})
-        names = len({run.run_name for run in self.runs})
-        source = "recorded" if self.kept else "estimated"
-        disk = estimate["disk_mb"] * (0.2 + 0.8 * len(self.to_make) / len(self.runs)) / 1000
-        free = shutil.disk_usage(next(p for p in (self.base, *self.base.parents) if p.exists())).free / 1e9
+        """Say what is there, what will be made and why, how long it takes and how much disk."""
+        estimate, walls = self.loaded["estimate"], {}
+        for run in self.kept:
+            record = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
+            walls.setdefault(run.run_name, []).append(float(record["provenance"]["wall_seconds"]))
+        everything = [seconds for several in walls.values() for seconds in several]
+        typical = [statistics.median(everything or [estimate["run_seconds"]])]
+        work = sum(statistics.median(walls.get(run.run_name, typical)) for run in self.to_make)
+        names, seeds = len({run.run_name for run in self.runs}), len({run.seed for run in self.runs})
         print(
             f"{self.profile} on {self.dataset}: {names} configurations x {seeds} seeds, {len(self.runs)} runs"
         )
-        print(f"  there and verified  {len(self.kept)}")
-        for run, why in self.rejected.items():
-            print(f"  rejected            {run}: {why}; it will be set aside and made again")
-        for run, why in self.outdated.items():
-            print(f"  rejected            {run}: {why}; it will be set aside, and is not asked for now")
-        if self.also:
-            print(f"  in the tables too   {len(self.also)} stored runs of other seeds or configurations")
-        if self.efficiency_fault:
-            print(f"  efficiency          to be measured: {self.efficiency_fault}")
+        print(f"  there and verified  {len([run for run in self.runs if run in self.kept])}")
+        again = (
+            "kept, and labelled in the tables"
+            if self.keep
+            else "to be set aside; what is asked for is made again"
+        )
+        for heading, found, fate in (
+            ("rejected", self.broken, "to be set aside; what is asked for is made again"),
+            ("made otherwise", self.stale, again),
+        ):
+            for why in dict.fromkeys(found.values()):
+                runs = [str(run) for run in found if found[run] == why]
+                few = ", ".join(runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
+                print(f"  {heading:<19} {few}: {why}; {fate}")
+        if also := [run for run in self.kept if run not in self.runs]:
+            print(f"  in the tables too   {len(also)} stored runs of other seeds or configurations")
+        if self.fault:
+            print(f"  efficiency          to be measured: {self.fault}")
         print(f"  to make             {len(self.to_make)}, {jobs} at a time")
-        notebooks = ", ".join(inventory.reports(self.profile, self.dataset))
-        print(f"  then                {notebooks} -> tables/ and figures/")
-        total = minutes(work / jobs + estimate["report_seconds"])
+        print(
+            f"  then                {', '.join(reports(self.profile, self.dataset))} -> tables/ and figures/"
+        )
+        disk = estimate["disk_mb"] * (0.2 + 0.8 * len(self.to_make) / len(self.runs)) / 1000
+        free = shutil.disk_usage(next(p for p in (self.base, *self.base.parents) if p.exists())).free / 1e9
+        total, source = (
+            minutes(work / jobs + estimate["report_seconds"]),
+            "recorded" if walls else "estimated",
+        )
         print(f"  about {total} ({source} times), {disk:.1f} GB of disk ({free:.0f} GB free)", flush=True)
-        wants_card = self.loaded["parameters"]["device"] in ("auto", "cuda")
-        if wants_card and not self.kept and not workflow.cards():
+        if self.loaded["parameters"]["device"] in ("auto", "cuda") and not self.kept and not profiles.cards():
             print(
                 "  no NVIDIA GPU here: that time is meant for one; a CPU takes many times as long", flush=True
             )
         if free < disk:
-            raise SystemExit(f"Not enough disk: {disk:.1f} GB wanted at {self.base}, {free:.1f} GB free.")
+            raise HamletError(f"not enough disk: {disk:.1f} GB wanted at {self.base}, {free:.1f} GB free")
+
+    def set_aside(self, path: Path, why: str) -> None:
+        """Move a stored run, configuration or measurement to aside/, if it is there."""
+        if path.is_dir() and any(path.iterdir()):
+            base = paths.results_dir(*path.relative_to(paths.output_root() / "results").parts[:2])
+            moved = aside(path, why, base / "aside" / path.relative_to(base))
+            print(f"set aside: {shown(path)} -> {shown(moved)}")
 
     def start_over(self) -> None:
-        """--fresh: the chosen configurations' folders go aside, whole."""
-        for name in dict.fromkeys(run.run_name for run in self.runs):
-            if occupied(self.base / name):
-                moved = set_aside(self.base / name, "previous")
-                print(f"set aside: {shown(self.base / name)} -> {shown(moved)}")
-        self.verify()
+        """--fresh: the chosen configurations' folders go aside, whole; an extended profile's stay."""
+        for run in self.runs:
+            if run.profile == self.profile:
+                self.set_aside(run.folder.parent, "previous")
+        self.verify(None)
 
     def clear(self) -> None:
         """Move what may not be used out of the way."""
-        for run in [*self.rejected, *self.outdated]:
-            print(f"set aside: {run} -> {shown(set_aside(run.folder, 'rejected'))}")
-        if self.efficiency_fault and occupied(self.base / "efficiency"):
-            print(f"set aside: efficiency -> {shown(set_aside(self.base / 'efficiency', 'rejected'))}")
-        self.rejected, self.outdated = {}, {}
-
-    def environment(self) -> dict[str, str]:
-        path = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
-        # without bytecode on disk each of the 50 processes compiles up to 4,000 modules, 12 CPU seconds
-        inherited = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-        return inherited | {"PYTHONPATH": path, MARK: str(self.base)}
-
-    def prepare(self) -> bool:
-        """Decode the images and embed the captions, with the progress shown; the Snakefile has the same rule."""
-        command = [sys.executable, "-m", "hamlet.artifact.run", "prepare", "--profile", self.profile]
-        return not subprocess.call([*command, "--dataset", self.dataset], env=self.environment())
-
-    def engine(self, jobs: int, log: Path) -> subprocess.Popen:
-        """Snakemake in a session of its own: Ctrl-C reaches this process alone, which then ends the rest."""
-        # --ignore-incomplete: a result is renamed into place whole and verified by its digest, so Snakemake's mark
-        # of an interrupted job must not have it deleted. --nolock: this module's own lock is freed by kill -9.
-        flags = "--rerun-triggers mtime --ignore-incomplete --keep-going --nolock --drop-metadata"
-        config = {"profile": self.profile, "dataset": self.dataset}
-        config |= {"models": ",".join(self.models)} if self.models else {}
-        config |= {"seeds": self.seeds} if self.seeds else {}
-        command = [sys.executable, "-m", "snakemake", "--snakefile", paths.WORKFLOW / "Snakefile"]
-        command += ["--directory", paths.output_root(), "--cores", str(jobs), *flags.split()]
-        command += ["--config", *(f"{key}={value}" for key, value in config.items())]
-        with log.open("a") as sink:
-            return subprocess.Popen(
-                command, env=self.environment(), stdout=sink, stderr=sink, start_new_session=True
-            )
-
-    def make(self, jobs: int) -> bool:
-        """Run the Snakefile, telling of each job that ends; True where all went well."""
-        self.logs.mkdir(parents=True, exist_ok=True)
-        log = self.logs / "snakemake.log"
-        log.write_text("")
-        pending, started, read = dict.fromkeys(self.to_make), time.time(), 0
-        reports = {
-            name: files for name, files in inventory.reports(self.profile, self.dataset).items() if files
-        }
-        process = self.engine(jobs, log)
-        while True:
-            ended = process.poll() is not None
-            for run in [run for run in pending if (run.folder / "result.json").exists()]:
-                del pending[run]
-                self.finished(run, len(self.to_make) - len(pending), pending, started, jobs)
-            for name in [name for name, files in reports.items() if written_since(files, started)]:
-                print(f"  {name}: {len(reports.pop(name))} files", flush=True)
-            text = log.read_text(errors="replace")[read:]
-            for match in re.finditer(r"Error in rule (\S+):\n(?:.*\n)*?    log: (.*) \(check log", text):
-                read += match.end()
-                self.failed.append(paths.output_root() / match[2])
-                print(f"  FAILED {match[1]}: {match[2]}", flush=True)
-            if ended:
-                return process.returncode == 0
-            time.sleep(0.5)
-
-    def finished(self, run: Run, count: int, pending: dict, started: float, jobs: int) -> None:
-        record = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
-        done = sum(self.expected[r] for r in self.to_make if r not in pending)
-        pace = (time.time() - started) / done if done else 1.0 / jobs  # measured, parallelism included
-        left = sum(self.expected[r] for r in pending) * pace + self.loaded["estimate"]["report_seconds"]
-        wall, score = record["provenance"]["wall_seconds"], record["metrics"]["default"]["mAP"]
-        width = len(str(len(self.to_make)))
-        line = f"[{count:{width}d}/{len(self.to_make)}] {run!s:<34} {minutes(wall):>7}  mAP {score:.3f}"
-        print(f"{line}  about {minutes(left)} left", flush=True)
-
-    def explain_failure(self) -> None:
-        """Name each failed job's log and executed notebook, with the last line of what it said."""
-        engine = self.logs / "snakemake.log"
-        print(f"\nNot everything could be made; what was finished is kept. The engine's log: {shown(engine)}")
-        for log in self.failed or [engine]:
-            lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-            print(f"  {log.stem}: {lines[-1][:300] if lines else 'ended without a word'}")
-            print(f"    log: {shown(log)}")
-            name, _, seed = log.stem.rpartition("-")
-            places = [self.base / name / f".{seed}.partial" / "executed.ipynb", log.with_suffix(".ipynb")]
-            for notebook in places:
-                if notebook.exists():
-                    print(f"    executed notebook: {shown(notebook)}")
-        print("The same command goes on from here.")
-
-    def written(self) -> list[Path]:
-        folders = [
-            paths.tables_dir(self.profile, self.dataset),
-            paths.figures_dir(self.profile, self.dataset),
-        ]
-        return sorted(p for folder in folders for p in folder.rglob("*") if p.is_file())
-
-
-def written_since(files: list[Path], started: float) -> bool:
-    return all(f.exists() for f in files) and max(f.stat().st_mtime for f in files) >= started
-
-
-def end_processes(mark: str) -> None:
-    """End every process of this user that carries the mark of this build, this one apart."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.pid != os.getpid() and process.environ().get(MARK) == mark:
-                found.append(process)
-        except (psutil.Error, OSError):  # another user's, or gone
-            continue
-    for end in ("terminate", "kill"):
-        for process in found:
-            try:
-                getattr(process, end)()
-            except psutil.NoSuchProcess:
-                continue
-        found = psutil.wait_procs(found, timeout=5)[1]
+        for run in {**self.broken, **({} if self.keep else self.stale)}:
+            self.set_aside(run.folder, "rejected")
+        if self.fault:
+            self.set_aside(self.base / "efficiency", "rejected")
 
 
 @contextmanager
-def only_one(base: Path):
-    """Hold the lock of a profile and data set; what a killed build left running is ended first."""
-    base.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(base / ".lock")
+def only_one(slots: list[str]) -> Iterator[list[int]]:
+    """Hold the locks of these slots. The engine inherits them, so they are free once neither it nor this process runs,
+    however they ended: nothing is left to be unlocked."""
+    held = []
+    for slot in slots:
+        path = paths.output_root() / "results" / slot / ".lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HamletError(
+                f"another build of results/{slot} is running; wait for it or stop it first"
+            ) from None
+        held.append(file)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise SystemExit(
-            f"Another build of {shown(base)} is running; wait for it or stop it first."
-        ) from None
-    try:
-        end_processes(str(base))
-        yield
+        yield [file.fileno() for file in held]
     finally:
-        lock.release()
+        for file in held:
+            file.close()
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m hamlet.artifact.build", description=__doc__.splitlines()[0]
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def snakemake(slots: list[str], jobs: int, locks: list[int], *again: str, **config: object) -> int:
+    """Run the Snakefile for these slots, its progress on the terminal; Ctrl-C ends it and all that it started.
+
+    again: reporting notebooks that are executed whatever the times of their files say, which a checkout changes.
+    """
+    # --ignore-incomplete: a result is renamed into place whole and verified by its digest, so Snakemake's mark of an
+    # interrupted job must not have it deleted. --nolock: only_one's locks are free after kill -9, Snakemake's are not.
+    flags = (
+        "--rerun-triggers mtime --ignore-incomplete --keep-going --nolock --drop-metadata --show-failed-logs"
     )
-    parser.add_argument("profile")
+    given = {"slots": ",".join(slots)} | {key: value for key, value in config.items() if value}
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.WORKFLOW / "Snakefile")]
+    command += ["--directory", str(paths.output_root()), "--cores", str(jobs), *flags.split()]
+    command += ["--forcerun", *(f"report_{name}" for name in again)]
+    command += ["--quiet", "rules", "host", "reason", "--config", *(f"{k}={v}" for k, v in given.items())]
+    path = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
+    # without bytecode on disk each of the 50 processes compiles up to 4,000 modules, 12 CPU seconds
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    process = subprocess.Popen(
+        command, env=kept | {"PYTHONPATH": path}, start_new_session=True, pass_fds=locks,
+        preexec_fn=_die_with_parent,
+    )  # fmt: skip
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        os.killpg(process.pid, signal.SIGKILL)  # kernels end with the process that started them
+        process.wait()
+        raise
+
+
+def folder_slot(options: argparse.Namespace) -> str:
+    """The slot of a folder of photos: folder-<name>-<content hash>, so that no two folders share their results."""
+    from hamlet.data import decode_size, load_dataset
+
+    loaded = profiles.load_profile(options.profile)
+    settings = loaded["parameters"] | loaded["datasets"].get("folder", {})
+    if not os.environ.get("HAMLET_DATA"):
+        raise HamletError("--dataset folder needs --data-root DIR: your images as DIR/<class>/<image>")
+    root = Path(os.environ["HAMLET_DATA"]).expanduser().resolve()
+    how = {"split_by": options.split_by, "missing_captions": "class"}
+    data = load_dataset(
+        "folder", root=root, size=decode_size(settings["image_size"]), limit=settings["limit"], **how
+    )
+    name = re.sub(r"\W+", "_", options.name or root.name).strip("_") or "photos"
+    slot = f"folder-{name}-{data.content_hash[:8]}"
+    paths.write_json(source_of(slot), {"root": str(root), "options": how})
+    return slot
+
+
+def everything(jobs: int, dry_run: bool) -> int:
+    """``all``: every committed table and figure, made from what is stored; nothing is trained or measured."""
+    slots = [
+        f"{profile}/{dataset}"
+        for profile in profiles.profile_names()
+        for dataset in results.stored_datasets(profile)
+        if (paths.results_dir(profile, dataset) / "efficiency" / "result.json").is_file()
+    ]
+    print(f"all: {', '.join(slots)}; audit, search and benchmarks from what is stored", flush=True)
+    if dry_run:
+        return 0
+    root = paths.output_root()
+    runpy.run_path(str(paths.ROOT / "benchmarks" / "tables.py"))["remake"](root / "results", root / "tables")
+    if any((root / "results" / "search").glob("*.json")):
+        runpy.run_path(str(paths.ROOT / "benchmarks" / "search.py"))["remake"](root)
+    with only_one(slots) as locks:
+        return snakemake(slots, jobs, locks, *report_list(), stored=1, once=1)
+
+
+def carry_out(build: Build, jobs: int, options: argparse.Namespace, locks: list[int]) -> int:
+    """Set aside, load the data, run the engine, and name what was written."""
+    started = time.time()
+    if options.fresh:
+        build.start_over()
+    build.verify(build.data_hash())  # only now is the data set's content known
+    build.announce(jobs)
+    build.clear()
+    config = {"models": "+".join(options.models or []), "seeds": options.seeds}
+    again = reports(build.profile, build.dataset)
+    if snakemake([f"{build.profile}/{build.dataset}"], jobs, locks, *again, **config):
+        print(
+            "\nNot everything could be made; what was finished is kept. The same command goes on from here."
+        )
+        return 1
+    folders = [place(build.profile, build.dataset) for place in (paths.tables_dir, paths.figures_dir)]
+    files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+    print(f"\nDone in {minutes(time.time() - started)}. {len(files)} files:")
+    for path in files:
+        print(f"  {shown(path)}")
+    return 0
+
+
+def default_jobs(profile: str) -> int:
+    """Runs at a time: one per card where the profile may use cards and there are any, else one per core."""
+    on_cards = profiles.load_profile(profile)["parameters"]["device"] in ("auto", "cuda") and profiles.cards()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return on_cards or cores
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    usage = "./run_all.sh [COMMAND] [OPTIONS]; --help says what it takes"
+    parser = argparse.ArgumentParser(prog="run_all.sh", usage=usage, allow_abbrev=False)
+    parser.add_argument("profile", nargs="?", default="quick")
     parser.add_argument("--dataset", default="scenes")
-    parser.add_argument("--models", type=lambda text: [name for name in text.split(",") if name])
+    parser.add_argument("--data-root")
+    parser.add_argument("--name")
+    parser.add_argument(
+        "--split-by", default="class", choices=("class", "image"), help="of a folder of photos"
+    )
+    parser.add_argument("--models", type=lambda text: text.split(","))
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--retrain", action="store_true")
     parser.add_argument("--dry-run", action="store_true")
-    args = parser.parse_args(argv)
-    if args.jobs is not None and args.jobs < 1:
-        parser.error(f"--jobs takes a whole number of at least 1, got {args.jobs}")
-    try:
-        build = Build(args.profile, args.dataset, args.models, args.seeds)
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
-    jobs = args.jobs or inventory.default_jobs(args.profile)
-    if args.dry_run:
-        if args.fresh:
+    parser.add_argument("--traceback", action="store_true")
+    options = parser.parse_args(argv)
+    if options.jobs is not None and options.jobs < 1:
+        parser.error(f"--jobs takes a whole number of at least 1, got {options.jobs}")
+    return options
+
+
+def run(options: argparse.Namespace) -> int:
+    """What the command line asks for; returns the exit code."""
+    if options.profile == "all":
+        return everything(options.jobs or default_jobs("quick"), options.dry_run)
+    if options.data_root:
+        if not (root := Path(options.data_root).expanduser()).is_dir():
+            raise HamletError(f"data root {options.data_root!r} is not a folder; create it or name another")
+        os.environ["HAMLET_DATA"] = str(root.resolve())
+    if options.dataset == "folder":
+        options.dataset = folder_slot(options)
+    build = Build(options)
+    jobs = options.jobs or default_jobs(options.profile)
+    if options.dry_run:
+        if options.fresh:
             print("--fresh: all results below would be set aside first and made again")
+        build.verify(build.data_hash() if build.kept else None)
         build.announce(jobs)
         return 0
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores the second on purpose
             signal.signal(number, signal.default_int_handler)
-    try:
-        with only_one(build.base):
-            return carry_out(build, jobs, args.fresh)
-    except KeyboardInterrupt:
-        print("\nStopping ...", flush=True)
-        end_processes(str(build.base))
-        print("Stopped. Finished runs are kept, a started one goes on from its last checkpoint:")
-        print("give the same command again.")
-        return 130
+    with only_one([f"{build.profile}/{build.dataset}"]) as locks:
+        try:
+            return carry_out(build, jobs, options, locks)
+        except KeyboardInterrupt:
+            print("\nStopped. Finished runs are kept, a started one goes on from its last checkpoint:")
+            print("give the same command again.")
+            return 130
 
 
-def carry_out(build: Build, jobs: int, fresh: bool) -> int:
-    started = time.time()
-    if fresh:
-        build.start_over()
-    build.announce(jobs)
-    build.clear()
-    if not workflow.stamp(build.profile, build.dataset).exists():
-        print("preparing the data set (decoded images, caption embeddings) ...", flush=True)
-        if not build.prepare():
-            print("The data set could not be prepared: see above.")
-            return 1
-        build.verify()  # only now is the data set's hash known
-        build.clear()
-        build.seconds()
-    inventory.note(build.runs)
-    sound = build.make(jobs)
-    if not sound:
-        build.explain_failure()
-        return 1
-    inventory.listing(build.profile, build.dataset).with_suffix(".building").unlink(missing_ok=True)
-    files = build.written()
-    print(f"\nDone in {minutes(time.time() - started)}. {len(files)} files:")
-    for path in files:
-        print(f"  {shown(path)}")
-    return 0
+def main(argv: list[str] | None = None) -> int:
+    options = parse(argv)
+    with one_line(argv):
+        return run(options)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""A verdict on every claim of the report, and paired comparisons of every configuration, from the results
-folder.
+"""A verdict on every claim of the report, and paired comparisons of configurations, from the results folder.
 
-The rule and its history stand in the header of ``data/paper/claims.yaml``; this module applies it. Its inputs
-are what ``hamlet.artifact.results`` loads and verifies, and the per-query values of each run. A missing run is a reason
-in the table, never a number.
+The rule and its history stand in the header of ``data/paper/claims.yaml``; this module applies it to what
+``hamlet.artifact.results`` loads and to the per-query values of each run. A missing run is a reason in the table,
+never a number.
 """
 
 import contextlib
@@ -15,171 +14,163 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from hamlet import paths
 from hamlet import statistics as st
-from hamlet.artifact import profiles as workflow
-from hamlet.artifact import results as report
-from hamlet.artifact.paper import Paper, atoms, tolerance
+from hamlet.artifact import results as stored
+from hamlet.artifact.paper import (
+    REPORTED_BACKBONES,
+    Comparison,
+    Paper,
+    expected_rows,
+    foreign_backbone,
+    label,
+    tolerance,
+)
+from hamlet.artifact.results import stored_datasets
+from hamlet.artifact.tables import fixed, rounded
+from hamlet.errors import HamletError
 
 ALPHA = 0.05
 PER_QUERY = ("AP", "P@1", "P@5", "P@10")
-ONCE = "memory was measured once"  # no uncertainty is known
+STEADY = 9  # decimals of a replicate in per cent: what is equal must not differ by a processor's last bit
+WITHOUT = ["shuffled", "no_text", "guidance", "no_exchange", "no_gate", "last_level", "no_keeping"]
 
 
 @dataclass
 class Measured:
     """Paired results of one data set: ``values[run]`` (seeds, queries, 4) in PER_QUERY's order, ``labels``
-    (queries,).
-    """
+    (queries,), ``efficiency[run]``."""
 
     values: dict[str, np.ndarray] = field(default_factory=dict)
     labels: np.ndarray | None = None
     efficiency: dict[str, dict] = field(default_factory=dict)
 
-    @property
-    def seeds(self) -> int:
-        """The most seeds of any run; below two, no interval has a part for the seeds."""
-        return max(map(len, self.values.values()), default=0)
 
-
-def load_measured(profile: str, dataset: str, protocol: str = "default") -> Measured:
-    """Every finished run, verified by ``hamlet.artifact.results``. report.ResultError if a file changed since its run,
-    ValueError if the queries differ between runs.
-    """
-    measured, by_run, reference = Measured(), {}, None
-    with contextlib.suppress(FileNotFoundError):  # nothing was run: the table says so, claim by claim
-        for _, row in report.load_results(profile, dataset).iterrows():
-            frame = _per_query(row["folder"] / "per_query.parquet", protocol)
+def load_measured(profile: str, dataset: str, also: str | None = None) -> Measured:
+    """Every finished run of a profile and, of profile ``also``, those that it lacks. ResultError if a file changed
+    since its run, HamletError if the queries differ between runs."""
+    measured, by_run, reference, own = Measured(), {}, None, set()
+    for name in filter(None, (profile, also)):
+        try:
+            rows = stored.load_results(name, dataset)
+        except FileNotFoundError:  # nothing was run: the table says so, claim by claim
+            continue
+        for row in rows[~rows["run"].isin(own)].itertuples():
+            frame = _per_query(row.folder / "per_query.parquet")
             keys = frame[["query", "path", "label"]]
             reference = keys if reference is None else reference
             if not keys.equals(reference):
-                raise ValueError(
-                    f"{row['folder']}: its queries differ from those of the other runs; run it again"
+                raise HamletError(
+                    f"{row.folder}: its queries differ from those of the other runs; run it again"
                 )
-            by_run.setdefault(row["run"], []).append(frame[list(PER_QUERY)].to_numpy(np.float64))
-    measured.values = {run: np.stack(seeds) for run, seeds in by_run.items()}
+            by_run.setdefault(row.run, []).append(frame[list(PER_QUERY)].to_numpy(np.float64))
+        own = set(by_run)
+    measured.values = {run: np.stack(seeds) for run, seeds in sorted(by_run.items())}
     measured.labels = None if reference is None else reference["label"].to_numpy()
     with contextlib.suppress(FileNotFoundError):
-        measured.efficiency = report.load_efficiency(profile, dataset)["models"]
+        measured.efficiency = stored.load_efficiency(profile, dataset)["models"]
     return measured
 
 
-def _per_query(path: Path, protocol: str) -> pd.DataFrame:
+def _per_query(path: Path) -> pd.DataFrame:
     frame = pd.read_parquet(path)
-    frame = frame[frame["protocol"] == protocol].sort_values("query", ignore_index=True)
+    frame = frame[frame["protocol"] == "default"].sort_values("query", ignore_index=True)
     if frame.empty or not np.isfinite(frame[list(PER_QUERY)]).all(axis=None):
-        raise ValueError(f"{path}: protocol {protocol!r} is absent or holds values that are not finite")
+        raise HamletError(f"{path}: the default protocol is absent or holds values that are not finite")
     return frame
 
 
 class Replicates:
     """Point estimates and replicates of any table cell, drawn once so that all claims share their queries."""
 
-    def __init__(
-        self, paper: Paper, measured: Measured, resamples: int = 10_000, seed: int = 0, by_class: bool = False
-    ):
-        self.paper, self.measured, self.resamples, self.seed = paper, measured, resamples, seed
-        self.runs = sorted(measured.values)
+    def __init__(self, paper: Paper, measured: Measured, resamples: int = 10_000, by_class: bool = False):
+        self.paper, self.measured, self.resamples = paper, measured, resamples
+        self.runs = list(measured.values)
         clusters = measured.labels if by_class else None
         self.accuracy = {
             # the same seed for each metric: its draws of queries and seeds agree with those of the others
-            column: st.bootstrap_means(
-                [measured.values[r][:, :, i] for r in self.runs], clusters, resamples, seed
-            )
+            column: st.bootstrap_means([measured.values[r][:, :, i] for r in self.runs], clusters, resamples)
             for i, column in enumerate(PER_QUERY)
             if self.runs
         }
 
-    def missing(self, formula: str) -> list[str]:
-        """What a formula needs and the results folder does not hold."""
-        lacking = []
-        for metric, model in self.paper.cells(formula):
-            run, column = self.paper.models[model]["run"], self.paper.metrics[metric]["measured"]
+    def missing(self, cells: set[tuple[str, str]]) -> list[str]:
+        """What a claim needs and the results folder does not hold, or holds without any measure of its spread."""
+        lacking, once = [], False
+        for metric, name in sorted(cells):
+            run, column = name.lower(), self.paper.metrics[metric]["measured"]
+            cost = self.measured.efficiency.get(run, {})
             if column in PER_QUERY and run not in self.measured.values:
                 lacking.append(run)
-            elif column not in PER_QUERY and self.measured.efficiency.get(run, {}).get(column) is None:
-                # a device may not tell its memory
-                lacking.append(f"{'memory' if run in self.measured.efficiency else 'efficiency'} of {run}")
-        return list(dict.fromkeys(lacking))
+            elif column not in PER_QUERY and cost.get(column) is None:  # a device may not tell its memory
+                lacking.append(f"{'memory' if cost else 'efficiency'} of {run}")
+            once |= metric == "memory" and "memory_mb_q25" not in cost
+        return [f"missing: {', '.join(lacking)}"] if lacking else ["memory was measured once"] * once
 
-    def measured_once(self, formula: str) -> bool:
-        """Whether a formula uses a memory that was measured in one process: an interval would have no width."""
-        runs = [self.paper.models[m]["run"] for metric, m in self.paper.cells(formula) if metric == "memory"]
-        return any("memory_mb_q25" not in self.measured.efficiency[run] for run in runs)
-
-    def point(self, metric: str, model: str) -> float:
-        run, column = self.paper.models[model]["run"], self.paper.metrics[metric]["measured"]
+    def point(self, metric: str, name: str, helps: int = 1) -> float:
+        run, column = name.lower(), self.paper.metrics[metric]["measured"]
         if column in PER_QUERY:
             return float(self.measured.values[run][:, :, PER_QUERY.index(column)].mean())
         return float(self.measured.efficiency[run][column])
 
-    def draws(self, metric: str, model: str) -> np.ndarray:
+    def draws(self, metric: str, name: str, helps: int = 1) -> np.ndarray:
         """(resamples,): accuracy by nested bootstrap; latency and memory so that quartiles and median are the
-        measured ones.
-
-        The spread of single calls (of processes, for memory) stands for the uncertainty of their median: wider
-        than the latter's own, which would count calls on a shared machine as independent. Parameters are exact.
-        """
-        run, column = self.paper.models[model]["run"], self.paper.metrics[metric]["measured"]
+        measured ones. The spread of single calls (of processes, for memory) stands for the uncertainty of their
+        median: wider than the latter's own, which would count calls on a shared machine as independent."""
+        run, column = name.lower(), self.paper.metrics[metric]["measured"]
         if column in PER_QUERY:
             return self.accuracy[column][:, self.runs.index(run)]
-        cell = self.measured.efficiency[run]
-        middle, low, high = (float(cell.get(column + end, cell[column])) for end in ("", "_q25", "_q75"))
+        cost = self.measured.efficiency[run]
+        middle, low, high = (float(cost.get(column + end, cost[column])) for end in ("", "_q25", "_q75"))
         key = int.from_bytes(hashlib.sha256(f"{run} {column}".encode()).digest()[:4], "big")
-        z = np.random.default_rng([self.seed, key]).standard_normal(self.resamples) / stats.norm.ppf(0.75)
+        z = np.random.default_rng([0, key]).standard_normal(self.resamples) / stats.norm.ppf(0.75)
         return middle * np.exp(np.where(z < 0, np.log(middle / low), np.log(high / middle)) * z)
+
+    def measure(self, parts: list[list[Comparison]], quantitative: bool) -> tuple[str, st.Interval, float]:
+        """The part that decides, the interval of its value or margin, and the two-sided p of the whole."""
+        points = [max(c.change(self.point, quantitative) for c in part) for part in parts]
+        draws = [np.max([c.change(self.draws, quantitative) for c in part], axis=0) for part in parts]
+        draws = [np.round(d, STEADY) for d in draws]
+        sides = np.array([st.bootstrap_p_values(d) for d in draws])
+        # all parts must hold: the weakest supports the claim; one that surely fails refutes it (Bonferroni)
+        support, against = sides[:, 0].max(), min(1.0, sides[:, 1].min() * len(sides))
+        deciding = sides[:, 0] == support if support <= against else sides[:, 1] == sides[:, 1].min()
+        worst = min(np.flatnonzero(deciding), key=lambda i: round(points[i], STEADY))
+        interval = st.percentile_interval(points[worst], draws[worst])
+        return " or ".join(map(str, parts[worst])), interval, min(1.0, 2 * min(support, against))
 
 
 def verdict(claim: dict, interval: st.Interval, p_holm: float) -> str:
-    """The rule of claims.yaml for one claim whose formula was measured. interval: of the value, or of the
-    margin of the part that decides.
-    """
-    if not p_holm < ALPHA:
+    """The rule of claims.yaml for one claim that was measured. interval: of the value, or of the margin of the part
+    that decides."""
+    if not p_holm < ALPHA or not (interval.high < 0 or interval.low > 0):
         return "not reproduced"
     if interval.high < 0:
         return "contradicted"
-    if not interval.low > 0:
-        return "not reproduced"
     if claim["kind"] != "quantitative":
         return "reproduced"
     target, slack = float(claim["reported"]), tolerance(claim)
-    return (
-        "reproduced"
-        if interval.low <= target + slack and interval.high >= target - slack
-        else "direction only"
-    )
+    meets = interval.low <= target + slack and interval.high >= target - slack
+    return "reproduced" if meets else "direction only"
 
 
-def _measure(formula: str, source: Replicates) -> tuple[str, st.Interval, float]:
-    """The part that decides, the interval of its value or margin, and the two-sided p of the whole."""
-    parts = atoms(formula, source.paper.groups)
-    points = [source.paper.evaluate(part, source.point)[0] for part in parts]
-    draws = [source.paper.evaluate(part, source.draws)[0] for part in parts]
-    sides = np.array([st.bootstrap_p_values(d) for d in draws])
-    # all parts must hold: the weakest supports the claim; one that surely fails refutes it (Bonferroni)
-    support, against = sides[:, 0].max(), min(1.0, sides[:, 1].min() * len(sides))
-    deciding = sides[:, 0] == support if support <= against else sides[:, 1] == sides[:, 1].min()
-    worst = min(np.flatnonzero(deciding), key=lambda i: points[i])
-    interval = st.percentile_interval(points[worst], draws[worst])
-    return parts[worst], interval, min(1.0, 2 * min(support, against))
-
-
-def _judged(source: Replicates) -> pd.DataFrame:
+def judged(source: Replicates) -> pd.DataFrame:
     """decided_by, value, low, high, p, p_holm, verdict and reason of every claim, from one set of replicates."""
     rows = []
     for claim in source.paper.claims:
         row = {"decided_by": "", **dict.fromkeys(("value", "low", "high", "p"), np.nan)}
-        row["reason"] = claim.get("not_testable", "")
-        if "formula" in claim and (lacking := source.missing(claim["formula"])):
-            row["reason"] = row["reason"] or f"missing: {', '.join(lacking)}"
-        elif "formula" in claim:
-            part, interval, p = _measure(claim["formula"], source)
-            row |= {"value": interval.estimate, "low": interval.low, "high": interval.high}
-            row["decided_by"] = part if claim["kind"] != "quantitative" else ""
-            if source.measured_once(claim["formula"]):
-                row |= {"low": np.nan, "high": np.nan, "reason": row["reason"] or ONCE}
+        parts, quantitative = source.paper.parts(claim), claim["kind"] == "quantitative"
+        lacking = source.missing(
+            {side[1:] for part in parts for c in part for side in (c.left, c.right) if side}
+        )
+        row["reason"] = claim.get("not_testable") or "".join(lacking)
+        if (parts and not lacking) or lacking == ["memory was measured once"]:
+            part, interval, p = source.measure(parts, quantitative)
+            row |= {"value": interval.estimate, "decided_by": "" if quantitative else part}
+            row |= {} if lacking else {"low": interval.low, "high": interval.high}
             row["p"] = np.nan if row["reason"] else p
         rows.append(row)
-    table = pd.DataFrame(rows)
+    table = rounded(pd.DataFrame(rows))
     table["p_holm"] = st.holm(table["p"])
     table["verdict"] = [
         "not testable here"
@@ -190,153 +181,193 @@ def _judged(source: Replicates) -> pd.DataFrame:
     return table
 
 
-def claims_table(profile: str, dataset: str, *, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
-    """One row for each claim, in the report's order: arithmetic, measured value, interval, p, verdict,
-    reason.
+def claims_table(profile: str, dataset: str, resamples: int = 10_000) -> pd.DataFrame:
+    """One row for each claim, in the report's order: arithmetic, measured value, interval, p, verdict, reason.
 
     ``value`` is in the claim's unit; for a statement it is the margin in per cent of the part that decides it,
-    ``decided_by``. ``low`` to ``verdict`` resample queries, the columns that end in ``_classes`` whole classes
-    of queries: what holds for classes not seen here. Costs have the same replicates in both.
-    """
-    paper, measured = Paper(), load_measured(profile, dataset)
-    keys = ("id", "section", "kind", "english", "reported", "unit", "note", "japanese", "formula")
+    ``decided_by``. ``low`` to ``verdict`` resample queries, the columns that end in ``_classes`` whole classes of
+    queries: what holds for classes not seen here. Costs have the same replicates in both."""
+    measured = load_measured(profile, dataset)
+    paper = Paper(backbone=foreign_backbone(measured.values))
+    keys = ("id", "section", "kind", "english", "reported", "unit", "note")
     stated = pd.DataFrame([{key: claim.get(key, "") for key in keys} for claim in paper.claims])
-    arithmetic = [paper.arithmetic(claim) for claim in paper.claims]
-    stated["arithmetic"] = [word for word, _ in arithmetic]
-    stated["recomputed"] = [np.nan if value is None else float(value) for _, value in arithmetic]
-    queries, classes = (
-        _judged(Replicates(paper, measured, resamples, seed, by_class)) for by_class in (False, True)
-    )
+    stated["arithmetic"], stated["recomputed"], *_ = zip(*map(paper.arithmetic, paper.claims), strict=True)
+    queries, classes = (judged(Replicates(paper, measured, resamples, flag)) for flag in (False, True))
     classes = classes[["decided_by", "low", "high", "p", "p_holm", "verdict"]].add_suffix("_classes")
-    return pd.concat([stated, queries, classes], axis=1).assign(seeds=measured.seeds)
+    seeds = max(map(len, measured.values.values()), default=0)
+    return pd.concat([stated, queries, classes], axis=1).assign(seeds=seeds)
 
 
-def _pairs(paper: Paper) -> list[tuple[str, str]]:
-    """Every configuration against HAMLET_ResNet18, then HAMLET_MobileNetV3 against its own controls."""
-    mobile = ("HAMLET_MobileNetV3_no_text", "GeM_MobileNetV3", "MLP_MobileNetV3")
-    first = [("HAMLET_ResNet18", model) for model in paper.models if model != "HAMLET_ResNet18"]
-    return first + [("HAMLET_MobileNetV3", model) for model in mobile]
+def side_by_side(profile: str, datasets: list[str]) -> pd.DataFrame:
+    """What holds: each claim that came out reproduced or contradicted on one of the data sets, with its figure on each,
+    from the claims.csv that notebook 06 wrote."""
+    columns, stated = {}, None
+    for dataset in datasets:
+        path = paths.tables_dir(profile, dataset) / "claims.csv"
+        if not path.is_file():
+            columns[dataset] = None
+            continue
+        table = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("Claim")
+        unit = table["Reported"].where(table["Reported"] == "", table["Reported"].str.extract(r"(%?)$")[0])
+        figure = table["Measured"] + unit.replace("", "%")
+        columns[dataset] = table["Verdict"] + (": " + figure).where(table["Measured"] != "", "")
+        stated = table[["Statement", "Reported"]]
+    if stated is None:
+        return pd.DataFrame(columns=["Claim", "Statement", "Reported", *datasets])
+    found = stated.assign(
+        **{d: "not there yet: run 06_claims" if c is None else c for d, c in columns.items()}
+    )
+    decided = [found[d].str.startswith(("reproduced", "contradicted")) for d in datasets]
+    return found[np.any(decided, axis=0)].reset_index()
 
 
-def _compare(a: np.ndarray, b: np.ndarray, draws: list[np.ndarray], permutations: int, seed: int) -> dict:
-    """One row: a, b (seeds, queries) average precisions; draws: replicates of the difference, by query and
-    class.
-    """
+def _compare(a: np.ndarray, b: np.ndarray, draws: list[np.ndarray], permutations: int) -> dict:
+    """One row: a, b (seeds, queries) average precisions; draws: replicates of the difference, by query and class."""
     first, second = a.mean(axis=0), b.mean(axis=0)
     effects = st.effect_sizes(first, second)
     nested, classes = (st.percentile_interval(effects["mean_difference"], d) for d in draws)
     row = {"mAP_first": a.mean(), "mAP_second": b.mean(), "difference": nested.estimate}
     row |= {"low": nested.low, "high": nested.high, "low_classes": classes.low, "high_classes": classes.high}
-    row |= {"p": st.randomisation_test(first, second, permutations=permutations, seed=seed)}
+    row |= {"p": st.randomisation_test(first, second, permutations=permutations)}
     row |= {"d_z": effects["d_z"], "rank_biserial": effects["rank_biserial"]}
     row |= {"seeds": f"{len(a)}/{len(b)}", "queries": a.shape[1]}
     if min(len(a), len(b)) < 2:
         return row | {"improvement": np.nan, "reason": "P(improvement) needs two seeds of both"}
-    improvement = st.probability_of_improvement([a.mean(axis=1)], [b.mean(axis=1)])
-    return row | {"improvement": improvement.estimate, "reason": ""}
+    won = st.probability_of_improvement([a.mean(axis=1)], [b.mean(axis=1)])
+    return row | {"improvement": won.estimate, "reason": ""}
 
 
-def comparisons(profile: str, dataset: str, *, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
-    """Paired comparisons in mAP: difference with its nested and class-wise intervals, randomisation p, Holm,
-    effects.
+def pairs(runs: list[str]) -> list[tuple[str, str]]:
+    """HAMLET's first backbone against every other row, then its second against the controls on that backbone."""
+    rows = list(expected_rows(runs))
+    backbone = foreign_backbone(runs) or REPORTED_BACKBONES[0]
+    first = f"hamlet_{backbone.lower()}"
+    found = [(first, run) for run in rows if run != first]
+    mobile = ("hamlet_mobilenetv3-no_text", "gem_mobilenetv3", "mlp_mobilenetv3")
+    return found + (
+        [] if backbone not in REPORTED_BACKBONES else [("hamlet_mobilenetv3", run) for run in mobile]
+    )
+
+
+def ablation_pairs(runs: list[str]) -> list[tuple[str, str]]:
+    """HAMLET in full against itself without each part, then against every method and control given the same text."""
+    backbone = (foreign_backbone(runs) or REPORTED_BACKBONES[0]).lower()
+    parts = [f"hamlet_{backbone}-{variant}" for variant in WITHOUT]
+    rivals = [f"{name}_{backbone}-text" for name in ("sparse", "mace", "spca", "dscf", "gem")]
+    return [(f"hamlet_{backbone}", run) for run in [*parts, *rivals, f"mlp_{backbone}"]]
+
+
+def comparisons(profile: str, dataset: str, ablation: bool = False, resamples: int = 10_000) -> pd.DataFrame:
+    """Paired comparisons in mAP: difference with its nested and class-wise intervals, randomisation p, Holm, effects.
 
     ``p`` is over queries, on the means over seeds; ``p_holm`` corrects over all rows. ``improvement`` is the
     probability that a run of ``first`` beats one of ``second``, over the seeds at hand; NaN below two of each.
-    """
-    paper, measured = Paper(), load_measured(profile, dataset)
-    runs = sorted(measured.values)
+    ablation: HAMLET against its parts, with rows of profile "pretrained" that "ablation" does not repeat."""
+    measured = load_measured(profile, dataset, "pretrained" if profile == "ablation" else None)
+    runs = list(measured.values)
     values = [measured.values[run][:, :, 0] for run in runs]
     # one draw for all pairs: its cost does not grow with their number
-    draws = [
-        st.bootstrap_means(values, c, resamples, seed) if runs else None for c in (None, measured.labels)
-    ]
+    draws = [st.bootstrap_means(values, c, resamples) if runs else None for c in (None, measured.labels)]
     rows = []
-    for names in _pairs(paper):
-        pair = [paper.models[name]["run"] for name in names]
-        row = dict(zip(("first", "second"), (paper.models[name]["label"] for name in names), strict=True))
+    for pair in (ablation_pairs if ablation else pairs)(runs):
+        row = {"first": label(pair[0]), "second": label(pair[1])}
         if lacking := [run for run in pair if run not in measured.values]:
             rows.append(row | {"p": np.nan, "reason": f"missing: {', '.join(lacking)}"})
             continue
         one, two = (runs.index(run) for run in pair)
-        differences = [d[:, one] - d[:, two] for d in draws]
-        rows.append(row | _compare(values[one], values[two], differences, resamples, seed))
+        differences = [np.round(d[:, one] - d[:, two], STEADY) for d in draws]
+        rows.append(row | _compare(values[one], values[two], differences, resamples))
     order = (
         "first second mAP_first mAP_second difference low high low_classes high_classes p d_z rank_biserial"
     )
-    table = pd.DataFrame(rows).reindex(columns=[*order.split(), "improvement", "seeds", "queries", "reason"])
+    table = rounded(
+        pd.DataFrame(rows).reindex(columns=[*order.split(), "improvement", "seeds", "queries", "reason"])
+    )
     table.insert(table.columns.get_loc("p") + 1, "p_holm", st.holm(table["p"]))
     return table
 
 
-def improvement(profile: str, *, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
-    """Probability of improvement over data sets (Agarwal et al. 2021) of the pairs that ``comparisons`` has.
-
-    Every data set of the profile counts on which both configurations have two seeds; one row of strings a pair.
-    """
-    paper, stored, refused, rows = Paper(), {}, [], []
-    for dataset in workflow.stored_datasets(profile):
+def improvement(profile: str) -> pd.DataFrame:
+    """Probability of improvement over data sets (Agarwal et al. 2021) of the pairs that ``comparisons`` has: every data
+    set of the profile counts on which both configurations have two seeds; one row of strings a pair."""
+    loaded, refused, rows = {}, [], []
+    for dataset in stored_datasets(profile):
         try:
-            stored[dataset] = load_measured(profile, dataset).values
-        except ValueError:  # another data set's damage: its own build explains it
+            loaded[dataset] = load_measured(profile, dataset).values
+        except HamletError:  # another data set's damage: its own build explains it
             refused.append(f"{dataset} left out: its results do not verify")
-    for names in _pairs(paper):
-        pair = [paper.models[name]["run"] for name in names]
+    for pair in pairs(list(dict.fromkeys(run for values in loaded.values() for run in values))):
         sides = {
-            d: [v[run][:, :, 0].mean(axis=1) for run in pair] for d, v in stored.items() if {*pair} <= {*v}
+            d: [v[run][:, :, 0].mean(axis=1) for run in pair] for d, v in loaded.items() if {*pair} <= {*v}
         }
         several = {d: ab for d, ab in sides.items() if min(map(len, ab)) > 1}
-        row = dict(zip(("First", "Second"), (paper.models[name]["label"] for name in names), strict=True))
+        row = {"First": label(pair[0]), "Second": label(pair[1])}
         row |= {"P(improvement)": "", "95%, seeds": "", "Data sets (seeds)": ""}
         if several:
-            found = st.probability_of_improvement(
-                *zip(*several.values(), strict=True), resamples=resamples, seed=seed
-            )
-            row["P(improvement)"] = f"{found.estimate:.2f}"
-            row["95%, seeds"] = f"[{found.low:.2f}, {found.high:.2f}]"
+            found = st.probability_of_improvement(*zip(*several.values(), strict=True))
+            row |= {
+                "P(improvement)": f"{found.estimate:.2f}",
+                "95%, seeds": f"[{found.low:.2f}, {found.high:.2f}]",
+            }
             counts = [f"{d} ({len(a)}/{len(b)})" for d, (a, b) in several.items()]
             row["Data sets (seeds)"] = ", ".join(counts + refused)
         rows.append(row | {"Why empty": "" if several else "needs two seeds of both on a data set"})
     return pd.DataFrame(rows)
 
 
-def printed(table: pd.DataFrame) -> pd.DataFrame:
-    """A claims or comparisons table as strings for ``hamlet.artifact.results.write_table``: rounded, intervals in
-    brackets, named by what was resampled.
+def _spans(table: pd.DataFrame, ends: str, fine: pd.Series) -> pd.Series:
+    rows = zip(table["low" + ends], table["high" + ends], fine.map({True: 4, False: 1}), strict=True)
+    texts = ["" if np.isnan(low) else f"[{low:.{d}f}, {high:.{d}f}]" for low, high, d in rows]
+    return pd.Series(texts, table.index, dtype=object)
 
-    The Japanese text and the formulas stay in data/paper/claims.yaml, under the same id.
-    """
-    claims = "verdict" in table
-    several = table["seeds"].gt(1) if claims else table["seeds"].dropna().ne("1/1")
-    over = "95%, seeds x " if several.any() else "95%, "
+
+def printed_claims(table: pd.DataFrame) -> pd.DataFrame:
+    """`claims_table` as strings, verdicts first, intervals named by what was resampled. The Japanese text and the
+    formulas stay in data/paper/claims.yaml, under the same id."""
+    over = "95%, seeds x " if table["seeds"].gt(1).any() else "95%, "
     # accuracies have four decimals, per cent one
-    fine = table["unit"].eq("") & table["kind"].eq("quantitative") if claims else pd.Series(True, table.index)
+    fine = table["unit"].eq("") & table["kind"].eq("quantitative")
+    value = pd.Series(fixed(table["value"], 1), table.index).mask(
+        fine, pd.Series(fixed(table["value"], 4), table.index)
+    )
+    # in words, which LaTeX prints in every font
+    decided, other = (
+        table[key].str.replace(" > ", " above ").str.replace(" < ", " below ")
+        for key in ("decided_by", "decided_by_classes")
+    )
+    columns = {
+        "Claim": table["id"],
+        "Verdict": table["verdict"],
+        "Verdict, other classes": table["verdict_classes"],
+    }
+    columns |= {"Statement": table["english"], "Reported": table["reported"] + table["unit"]}
+    columns |= {"Measured": value, f"{over}queries": _spans(table, "", fine)}
+    # the interval over classes names its part where that is another one
+    columns[f"{over}classes"] = _spans(table, "_classes", fine) + (" of " + other).where(other != decided, "")
+    columns |= {
+        "p (Holm)": fixed(table["p_holm"], 4),
+        "Decided by": decided,
+        "Arithmetic": table["arithmetic"],
+    }
+    return pd.DataFrame(columns | {"Why not": table["reason"]})
 
-    def spans(ends: str) -> pd.Series:
-        rows = zip(table["low" + ends], table["high" + ends], fine.map({True: 4, False: 1}), strict=True)
-        texts = ["" if np.isnan(low) else f"[{low:.{d}f}, {high:.{d}f}]" for low, high, d in rows]
-        return pd.Series(texts, table.index, dtype=object)
 
-    def number(column: str, decimals: int) -> pd.Series:
-        return table[column].map(lambda value: "" if pd.isna(value) else f"{value:.{decimals}f}")
-
-    intervals = {f"{over}queries": spans(""), f"{over}classes": spans("_classes")}
-    if claims:
-        columns = {"Claim": table["id"], "Statement": table["english"]}
-        columns |= {"Reported": table["reported"] + table["unit"], "Arithmetic": table["arithmetic"]}
-        columns |= {"Measured": number("value", 1).mask(fine, number("value", 4))}
-        # in words, which LaTeX prints in every font
-        decided, other = (
-            table[key].str.replace(" > ", " above ").str.replace(" < ", " below ")
-            for key in ("decided_by", "decided_by_classes")
-        )
-        # the interval over classes names its part where that is another one
-        intervals[f"{over}classes"] += (" of " + other).where(other != decided, "")
-        columns |= {"Decided by": decided, **intervals, "p (Holm)": number("p_holm", 4)}
-        columns |= {"Verdict": table["verdict"], "Verdict, other classes": table["verdict_classes"]}
-        return pd.DataFrame(columns | {"Why not": table["reason"]})
-    columns = {"First": table["first"], "Second": table["second"]}
-    columns |= {"Difference in mAP": number("difference", 4), **intervals}
-    columns |= {"p": number("p", 4), "p (Holm)": number("p_holm", 4), "d_z": number("d_z", 2)}
-    columns |= {"Rank-biserial": number("rank_biserial", 2), "P(improvement)": number("improvement", 2)}
+def printed_comparisons(table: pd.DataFrame) -> pd.DataFrame:
+    """`comparisons` as strings."""
+    over = "95%, seeds x " if table["seeds"].dropna().ne("1/1").any() else "95%, "
+    fine = pd.Series(True, table.index)
+    columns = {
+        "First": table["first"],
+        "Second": table["second"],
+        "Difference in mAP": fixed(table["difference"], 4),
+    }
+    columns |= {f"{over}queries": _spans(table, "", fine), f"{over}classes": _spans(table, "_classes", fine)}
+    columns |= {
+        "p": fixed(table["p"], 4),
+        "p (Holm)": fixed(table["p_holm"], 4),
+        "d_z": fixed(table["d_z"], 2),
+    }
+    columns |= {"Rank-biserial": fixed(table["rank_biserial"], 2)}
+    columns |= {"P(improvement)": fixed(table["improvement"], 2)}
     columns |= {"Seeds": table["seeds"].astype(object).where(table["seeds"].notna(), "")}
     return pd.DataFrame(columns | {"Why empty": table["reason"]})

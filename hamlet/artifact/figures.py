@@ -1,8 +1,9 @@
 """The figures, each drawn from one tidy frame that is stored beside it as CSV.
 
-A function takes the frame and returns a matplotlib Figure; `save_figure` writes it as PDF and PNG with the
-frame. Nothing is told by hue alone: backbones are named beside what is coloured and differ in lightness, controls
-are hatched, kinds of index have a marker each. Colours: Okabe and Ito, "Color universal design", 2008.
+A function takes the frame and returns a matplotlib Figure whose label (`Figure.get_label`) is its alternative text;
+`save_figure` writes it, `shown` puts it into a notebook. Nothing is told by hue alone: backbones are named beside what
+is coloured and differ in lightness, controls are hatched, methods and kinds of index have a marker each. Colours: Okabe
+and Ito, "Color universal design", 2008.
 """
 
 import io
@@ -13,17 +14,25 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from adjustText import adjust_text
+from IPython.display import Image
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
-from hamlet.artifact import results as report
+from hamlet.artifact.paper import REPORTED_BACKBONES, backbone_of, expected_rows
+from hamlet.artifact.results import ACCURACY
+from hamlet.artifact.tables import COSTS, EFFICIENCY, rounded, write_bytes
 
-COLOURS = {"ResNet18": "#0072B2", "MobileNetV3": "#E69F00", "other": "#999999"}
-BACKBONES = ["ResNet18", "MobileNetV3"]
+COLOURS = {
+    "ResNet18": "#0072B2",
+    "MobileNetV3": "#E69F00",
+    "EfficientNetLite0": "#009E73",
+    "other": "#999999",
+}
 EDGE = ("axes fraction", "data")  # values stand in a column at the right edge, clear of every marker
 LIMIT, RESOLUTIONS = 2_000_000, (150, 110, 80, 60)  # bytes; pixels per inch, best first
 AREA = 9  # square points of a marker per million parameters
@@ -34,18 +43,6 @@ INDEXES = {  # colour and marker of each kind of hamlet.search
     "hnsw": ("#E69F00", "^"),
     "sparse": ("#999999", "D"),
 }
-SIDES = [
-    (-1, 1),
-    (1, -1),
-    (1, 0),
-    (-1, 0),
-    (-0.5, 1),
-    (0, 1),
-    (0, -1),
-    (0.5, -1),
-    (1, 1),
-    (-1, -1),
-]  # of a point
 HALO = [withStroke(linewidth=2.5, foreground="white")]  # keeps text legible on what it crosses
 REPORTED = "value in the report (other data, other machine)"
 STYLE = {
@@ -57,10 +54,12 @@ STYLE = {
 
 
 def save_figure(figure: Figure, stem: Path, data: pd.DataFrame) -> list[Path]:
-    """Write ``stem`` as .pdf, .png and .csv, each renamed into place, without dates or program names. The
-    resolution is the highest of RESOLUTIONS that keeps the file below LIMIT bytes."""
+    """Write ``stem`` as .pdf, .png and .csv (floats at 6 significant digits), without dates or program names; both
+    pictures carry the alternative text. The resolution is the highest of RESOLUTIONS that keeps a file below LIMIT."""
     stem, written = Path(stem), []
-    plain = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
+    _inert(figure)
+    plain = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None, "Subject": figure.get_label()}}
+    plain["png"] = {"Software": None, "Description": figure.get_label()}
     for end, metadata in plain.items():
         for dpi in RESOLUTIONS:
             buffer = io.BytesIO()
@@ -68,26 +67,45 @@ def save_figure(figure: Figure, stem: Path, data: pd.DataFrame) -> list[Path]:
                 figure.savefig(buffer, format=end, dpi=dpi, bbox_inches="tight", metadata=metadata)
             if buffer.tell() < LIMIT:
                 break
-        written.append(report.write_atomically(stem.with_name(f"{stem.name}.{end}"), buffer.getvalue()))
-    rows = data.to_csv(index=False).encode()
-    return [*written, report.write_atomically(stem.with_name(f"{stem.name}.csv"), rows)]
+        written.append(write_bytes(stem.with_name(f"{stem.name}.{end}"), buffer.getvalue()))
+    rows = rounded(data, 6).to_csv(index=False).encode()
+    return [*written, write_bytes(stem.with_name(f"{stem.name}.csv"), rows)]
 
 
-def new_figure(rows: int, columns: int, size: tuple[float, float], **options) -> tuple[Figure, np.ndarray]:
-    """A styled figure that pyplot forgets at once, so that a notebook shows it once."""
+def shown(figure: Figure) -> Image:
+    """The figure for a notebook: a picture of at most 1,040 pixels across, with its alternative text."""
+    buffer = io.BytesIO()
+    _inert(figure)
+    with plt.rc_context(STYLE):
+        dpi = min(100, 1040 / figure.get_figwidth())
+        figure.savefig(buffer, format="jpeg", dpi=dpi, pil_kwargs={"quality": 88})
+    return Image(buffer.getvalue(), format="jpeg", alt=figure.get_label())
+
+
+def _inert(figure: Figure) -> None:
+    """No text is a formula: a class may be called cost_$5_$6."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+
+
+def new_figure(
+    rows: int, columns: int, size: tuple[float, float], alt: str, **options
+) -> tuple[Figure, np.ndarray]:
+    """A styled figure with its alternative text; pyplot forgets it at once, so that a notebook shows it once."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             rows, columns, figsize=size, squeeze=False, layout="constrained", **options
         )
     plt.close(figure)
+    figure.set_label(alt)
     return figure, axes
 
 
 def _bars(
     axis: plt.Axes, rows: pd.DataFrame, value: str, low: str, high: str, reported: str, decimals: int
-) -> np.ndarray:
-    """Horizontal bars in table order, controls below a gap; whiskers, value, the report's as a diamond. Returns
-    the bars' places."""
+) -> None:
+    """Horizontal bars in table order, controls below a gap; whiskers, value, the report's as a diamond, and dots for
+    the lowest and the highest seed where there are several."""
     places = np.arange(len(rows)) + 0.6 * (rows["group"] == "control").to_numpy()
     for place, (_, row) in zip(places, rows.iterrows(), strict=True):
         if pd.isna(row[value]):
@@ -104,6 +122,9 @@ def _bars(
             ):  # a light edge, seen on hatching in grey too
                 whisker = {"color": colour, "lw": width, "marker": "|", "ms": 5, "mew": width}
                 axis.plot([row[low], row[high]], [place, place], **whisker)
+        if row.get("seeds", 0) > 1:
+            dots = {"mfc": "white", "mec": "black", "mew": 0.7, "ms": 3, "zorder": 4, "gid": "seeds"}
+            axis.plot([row["lowest_seed"], row["highest_seed"]], [place + 0.22] * 2, "o", **dots)
         axis.annotate(f"{row[value]:.{decimals}f}", (1, place), xycoords=EDGE, ha="right", va="center")
         if not pd.isna(row[reported]):
             axis.plot(row[reported], place, "D", mfc="white", mec="black", ms=5, zorder=5)
@@ -111,179 +132,170 @@ def _bars(
     axis.set_ylim(places[-1] + 0.6, -0.6)
     axis.set_xlim(0, 1.3 * np.nanmax(rows[[value, high, reported]].to_numpy(dtype=float), initial=1e-9))
     axis.tick_params(axis="y", length=0)
-    return places
 
 
-def _legend(figure: Figure, whisker: str) -> None:
-    handles = [
-        Patch(facecolor=COLOURS[name], edgecolor="black", label=name) for name in ("ResNet18", "MobileNetV3")
-    ]
+def _legend(figure: Figure, rows: pd.DataFrame, whisker: str) -> None:
+    names = [name for name in COLOURS if name in set(rows["backbone"])]
+    handles = [Patch(facecolor=COLOURS[name], edgecolor="black", label=name) for name in names]
     handles.append(
         Patch(facecolor="white", edgecolor="black", hatch="////", label="control, not in the report")
     )
     handles.append(Line2D([], [], color="black", marker="|", label=whisker))
     handles.append(Line2D([], [], color="none", marker="D", mfc="white", mec="black", label=REPORTED))
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
 
 
-def accuracy_bars(summary: pd.DataFrame, title: str = "") -> Figure:
-    """A panel per metric from `report.accuracy_summary`. Whiskers: 95% t interval over seeds where all runs have
-    three or more, else 95% over queries (the legend says which); dots, for runs of two or more seeds: the lowest
-    and the highest."""
+def accuracy_bars(summary: pd.DataFrame, title: str) -> Figure:
+    """A panel per metric from `tables.accuracy_summary`. Whiskers: 95% t interval over seeds where all runs have
+    three or more, else 95% over queries (the legend says which); dots: the lowest and the highest seed."""
     measured = summary.dropna(subset="mean")
     over = "seed" if (measured["seeds"] > 2).all() else "query"
     rows = summary.assign(low=summary["mean"] - summary[f"{over}_half_width"])
     rows["high"] = summary["mean"] + summary[f"{over}_half_width"]
-    figure, axes = new_figure(1, len(report.ACCURACY), (13, 5.4), sharey=True)
-    for axis, metric in zip(axes[0], report.ACCURACY, strict=True):
-        shown = rows[rows["metric"] == metric]
-        places = _bars(axis, shown, "mean", "low", "high", "reported", 3)
-        several = (shown["seeds"] > 1).to_numpy()
-        for column in ("lowest_seed", "highest_seed") if several.any() else ():
-            dots = {"mfc": "white", "mec": "black", "mew": 0.7, "ms": 3, "zorder": 4, "gid": "seeds"}
-            axis.plot(shown.loc[several, column], places[several] + 0.22, "o", **dots)
+    best = measured[measured["metric"] == "mAP"].sort_values("mean", ascending=False).head(2)
+    told = " and ".join(f"{row.model} ({row.mean:.3f})" for row in best.itertuples(index=False))
+    alt = (
+        f"{title}. Bars of mAP, P@1, P@5 and P@10 for {measured['run'].nunique()} rows; highest mAP: {told}."
+    )
+    figure, axes = new_figure(1, len(ACCURACY), (13, 5.4), alt, sharey=True)
+    for axis, metric in zip(axes[0], ACCURACY, strict=True):
+        _bars(axis, rows[rows["metric"] == metric], "mean", "low", "high", "reported", 3)
         axis.set_xlabel(metric)
-    whisker = f"95% interval over {'seeds' if over == 'seed' else 'queries'}"
-    _legend(figure, whisker + ("; dots: lowest and highest seed" if (measured["seeds"] > 1).any() else ""))
-    figure.suptitle(title or "Retrieval accuracy, measured: higher is better")
+    dots = "; dots: lowest and highest seed" if (measured["seeds"] > 1).any() else ""
+    _legend(figure, rows, f"95% interval over {'seeds' if over == 'seed' else 'queries'}{dots}")
+    figure.suptitle(title)
     return figure
 
 
-def efficiency_bars(summary: pd.DataFrame, title: str = "") -> Figure:
-    """Latency and peak memory with such quartiles as were measured, parameters and multiply-adds, from
-    `report.efficiency_summary`."""
+def efficiency_bars(summary: pd.DataFrame, title: str) -> Figure:
+    """Latency, memory, parameters and multiply-adds with such quartiles as were measured, from
+    `tables.efficiency_summary`."""
     rows = summary.assign(none=np.nan)
-    panels = [(name, key, f"reported_{key}") for name, key in report.EFFICIENCY.items()]
-    panels.append(("Multiply-adds (G)", "macs_g", "none"))
-    figure, axes = new_figure(1, len(panels), (13, 5.4), sharey=True)
-    for axis, (name, key, reported) in zip(axes[0], panels, strict=True):
+    times = summary.dropna(subset="latency_ms").sort_values("latency_ms")
+    told = (
+        [f"{row.model} ({row.latency_ms:.1f} ms)" for row in times.iloc[[0, -1]].itertuples()]
+        if len(times)
+        else []
+    )
+    figure, axes = new_figure(
+        1,
+        4,
+        (13, 5.4),
+        f"{title}. Bars for {len(times)} rows, fastest and slowest: {', '.join(told)}.",
+        sharey=True,
+    )
+    for axis, (name, key) in zip(axes[0], COSTS.items(), strict=False):
         low, high = (column if column in rows else "none" for column in (f"{key}_q25", f"{key}_q75"))
+        reported = f"reported_{key}" if f"reported_{key}" in rows else "none"
         _bars(axis, rows, key, low, high, reported, 1 if key in ("latency_ms", "memory_mb") else 2)
         axis.set_xlabel(name)
     apart = rows.get("memory_mb_q25", rows["none"]).notna().any()
-    _legend(figure, "quartiles over images" + (" (memory: over processes)" if apart else ""))
-    figure.suptitle(title or "Cost of describing one image, measured: lower is better")
+    _legend(figure, rows, "quartiles over images" + (" (memory: over processes)" if apart else ""))
+    figure.suptitle(title)
     return figure
 
 
 def tradeoff_data(accuracy: pd.DataFrame, efficiency: pd.DataFrame) -> pd.DataFrame:
-    """One row per source ("measured", "reported") and run: latency_ms, mAP, parameters_m, and pareto: no run of
-    that source is at least as fast and as accurate and better in one. Variants are left to the tables."""
-    identity, point = ["run", "model", "group", "backbone"], ["latency_ms", "mAP", "parameters_m"]
+    """One row per source ("measured", "reported") and run, controls included: latency_ms and mAP with the ends of
+    their intervals (quartiles over images, 95% over queries; equal where none is known), parameters_m, and pareto: no
+    row of that source is at least as fast and as accurate and better in one."""
+    identity = ["run", "model", "group", "backbone"]
     joined = accuracy[accuracy["metric"] == "mAP"].merge(efficiency.drop(columns=identity[1:]), on="run")
-    joined = joined[~joined["run"].str.contains("-")]
+    joined["mAP_low"] = joined["mean"] - joined["query_half_width"]
+    joined["mAP_high"] = joined["mean"] + joined["query_half_width"]
+    names = ["latency_ms", "mAP", "parameters_m", "latency_low", "latency_high", "mAP_low", "mAP_high"]
     columns = {
-        "measured": ["latency_ms", "mean", "parameters_m"],
+        "measured": [
+            "latency_ms",
+            "mean",
+            "parameters_m",
+            "latency_ms_q25",
+            "latency_ms_q75",
+            "mAP_low",
+            "mAP_high",
+        ],
         "reported": ["reported_latency_ms", "reported", "reported_parameters_m"],
     }
+    columns["reported"] += ["reported_latency_ms"] * 2 + ["reported"] * 2
     frames = []
-    for source, names in columns.items():
-        frame = joined[identity + names].set_axis(identity + point, axis=1).dropna().assign(source=source)
+    for source, taken in columns.items():
+        frame = joined[identity].assign(
+            **{name: joined[column] for name, column in zip(names, taken, strict=True)}
+        )
+        frame = frame.dropna(subset=names[:3]).assign(source=source)
         time, quality = frame["latency_ms"].to_numpy(), frame["mAP"].to_numpy()
         as_good = (time <= time[:, None]) & (quality >= quality[:, None])
         better = (time < time[:, None]) | (quality > quality[:, None])
         frames.append(frame.assign(pareto=~(as_good & better).any(axis=1)))
-    return pd.concat(frames, ignore_index=True)
+    return rounded(pd.concat(frames, ignore_index=True))
 
 
-def tradeoff(data: pd.DataFrame, title: str = "") -> Figure:
+def tradeoff(data: pd.DataFrame, title: str) -> Figure:
     """mAP against latency from `tradeoff_data`, measured and reported side by side on axes of their own."""
-    figure, axes = new_figure(1, 2, (13, 5.8))
-    for axis, source in zip(axes[0], ("measured", "reported"), strict=True):
+    sources = [source for source in ("measured", "reported") if (data["source"] == source).any()]
+    front = data[(data["source"] == "measured") & data["pareto"]].sort_values("latency_ms")["model"]
+    alt = f"{title}. Scatter of mAP against inference time; measured Pareto front from fast to accurate: "
+    figure, axes = new_figure(1, len(sources), (13, 6.2), alt + f"{', '.join(front)}.")
+    for axis, source in zip(axes[0], sources, strict=True):
         rows = data[data["source"] == source].sort_values("latency_ms")
-        front = rows[rows["pareto"]]
-        axis.step(front["latency_ms"], front["mAP"], where="post", color="0.45", ls="--", lw=1.2, zorder=1)
+        line = rows[rows["pareto"]]
+        axis.step(line["latency_ms"], line["mAP"], where="post", color="0.45", ls="--", lw=1.2, zorder=1)
         for row in rows.itertuples():
             style = {"marker": MARKERS.get(row.model.split("_")[0], "*"), "edgecolor": COLOURS[row.backbone]}
             style["facecolor"] = COLOURS[row.backbone] if row.pareto else "white"
             axis.scatter(row.latency_ms, row.mAP, AREA * row.parameters_m, linewidth=1.6, zorder=3, **style)
-        axis.margins(0.22, 0.14)
+            bar = {"color": COLOURS[row.backbone], "lw": 0.8, "zorder": 2}
+            axis.plot([row.latency_low, row.latency_high], [row.mAP] * 2, **bar)
+            axis.plot([row.latency_ms] * 2, [row.mAP_low, row.mAP_high], **bar)
+        axis.margins(0.2, 0.16)
         axis.set(xlabel="Inference time per image (ms)", ylabel="mAP")
         axis.set_title("Measured" if source == "measured" else "Reported (other data, other machine)")
-    handles = [Patch(facecolor=COLOURS[name], label=name) for name in BACKBONES]
-    handles += [Line2D([], [], color="0.45", ls="--", label="Pareto front (its points are filled)")]
-    for size in (5, 25):
-        style = {"mfc": "0.8", "mec": "0.4", "ms": (AREA * size) ** 0.5}
-        handles.append(Line2D([], [], color="none", marker="o", label=f"{size} M parameters", **style))
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
-    figure.suptitle(title or "Accuracy against latency: up and to the left is better")
-    for axis, source in zip(axes[0], ("measured", "reported"), strict=True):
-        _label_points(figure, axis, data[data["source"] == source].sort_values("latency_ms"))
+    _tradeoff_legend(figure, data)
+    figure.suptitle(title)
+    _inert(figure)
+    figure.draw_without_rendering()
+    for axis, source in zip(axes[0], sources, strict=True):
+        _name_points(axis, data[data["source"] == source])
     return figure
 
 
-def _label_points(figure: Figure, axis: plt.Axes, rows: pd.DataFrame) -> None:
-    """Name every point where `_place` puts its name; a name that stands off gets a line to its point."""
-    figure.draw_without_rendering()
-    centres, inch = axis.transData.transform(rows[["latency_ms", "mAP"]].to_numpy()), figure.dpi / 72
-    halves = [_half_width(*row) * inch for row in zip(rows["model"], rows["parameters_m"], strict=True)]
-    points = np.hstack([centres - np.c_[halves], centres + np.c_[halves]])
-    taken = np.vstack([points, _front_boxes(centres[rows["pareto"].to_numpy()])])
-    for index, row in enumerate(rows.itertuples()):
-        font = {"fontsize": 8.5, "fontweight": "bold" if row.model.startswith("HAMLET") else "normal"}
-        step, box = _place(index, points, taken, _text_size(axis, row.model, font), axis.bbox.extents, inch)
-        axis.annotate(
-            row.model,
-            (row.latency_ms, row.mAP),
-            (box[:2] - centres[index]) / inch,
-            textcoords="offset points",
-            ha="left",
-            va="bottom",
-            path_effects=HALO,
-            arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.6} if step > 1 else None,
-            **font,
-        )
-        taken = np.vstack([taken, box])
+def _tradeoff_legend(figure: Figure, data: pd.DataFrame) -> None:
+    handles = [
+        Patch(facecolor=COLOURS[name], label=name) for name in COLOURS if name in set(data["backbone"])
+    ]
+    shapes = [name for name in MARKERS if data["model"].str.startswith(name).any()]
+    grey = {"color": "none", "mfc": "white", "mec": "0.3"}
+    handles += [Line2D([], [], **grey, marker=MARKERS[name], ms=7, label=name) for name in shapes]
+    handles.append(Line2D([], [], color="0.45", ls="--", label="Pareto front (its points are filled)"))
+    for size in (5, 25):
+        style = {"mfc": "0.8", "mec": "0.4", "ms": (AREA * size) ** 0.5}
+        handles.append(Line2D([], [], color="none", marker="o", label=f"{size} M parameters", **style))
+    handles.append(Line2D([], [], color="0.3", lw=0.8, label="95% over queries; quartiles of the time"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=7, frameon=False)
 
 
-def _place(
-    index: int, points: np.ndarray, taken: np.ndarray, size: np.ndarray, inside: np.ndarray, inch: float
-) -> tuple[int, np.ndarray]:
-    """Where a name of ``size`` (2,) stands beside box ``index`` of ``points`` (N,4): how many steps away, and its box
-    (4,). It lies inside and meets nothing in ``taken`` (M,4), near its point and best nearer to it than to any other;
-    where every place is taken, the first of SIDES. Boxes are left, bottom, right, top in pixels."""
-    centre, half = (points[index, :2] + points[index, 2:]) / 2, (points[index, 2] - points[index, 0]) / 2
-    places = []
-    for step, side in itertools.product(range(6), np.array(SIDES)):
-        low = centre + side * (half + np.array([3 + 4 * step, 3 + 8 * step]) * inch) + (side - 1) / 2 * size
-        box = np.hstack([low, low + size])
-        free = (
-            (box[:2] > inside[:2]).all() and (box[2:] < inside[2:]).all() and (_apart(box, taken) > 0).all()
-        )
-        away = _apart(box, points)
-        stray = away[index] > np.delete(away, index).min(initial=np.inf)
-        places.append((step + 1.5 * stray if free else 100, step, box))
-    return min(places, key=lambda place: place[0])[1:]
-
-
-def _front_boxes(front: np.ndarray) -> np.ndarray:
-    """Boxes around the level and upright pieces of the steps through points (N,2), from left to right."""
-    if len(front) < 2:
-        return np.empty((0, 4))
-    corners = np.c_[front[1:, 0], front[:-1, 1]]
-    starts, ends = np.vstack([front[:-1], corners]), np.vstack([corners, front[1:]])
-    return np.hstack([np.minimum(starts, ends) - 2, np.maximum(starts, ends) + 2])
-
-
-def _half_width(model: str, parameters_m: float) -> float:
-    """Points from the centre of a model's marker to its side."""
-    marker = MarkerStyle(MARKERS.get(model.split("_")[0], "*"))
-    extents = marker.get_path().transformed(marker.get_transform()).get_extents()
-    return (AREA * parameters_m) ** 0.5 * max(extents.width, extents.height) / 2 + 0.8  # and half of its edge
-
-
-def _text_size(axis: plt.Axes, text: str, font: dict) -> np.ndarray:
-    """(width, height) of a text in pixels."""
-    drawn = axis.text(0, 0, text, **font)
-    box = drawn.get_window_extent()
-    drawn.remove()
-    return np.array([box.width, box.height])
-
-
-def _apart(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Distances (N,) of a box (4,), left, bottom, right, top, to others (N,4); 0 where they meet."""
-    gaps = np.maximum(others[:, :2] - box[2:], box[:2] - others[:, 2:])
-    return np.hypot(*np.maximum(gaps, 0).T)
+def _name_points(axis: plt.Axes, rows: pd.DataFrame) -> None:
+    """Name every point; adjustText moves the names apart and off the markers, in whole pixels so that a last bit moves
+    nothing."""
+    texts, points = [], rows[["latency_ms", "mAP"]].to_numpy()
+    for (x, y), model in zip(points, rows["model"], strict=True):
+        weight = "bold" if model.startswith("HAMLET") else "normal"
+        at = {"fontsize": 8, "fontweight": weight, "path_effects": HALO, "zorder": 5}
+        texts.append(axis.text(x, y, model.replace(" (", "\n("), **at))
+        texts[-1].set_in_layout(False)
+    _inert(axis.figure)
+    radii = np.sqrt(AREA * rows["parameters_m"].to_numpy()) / 2 * axis.figure.dpi / 72
+    corners = np.array([(0, 0), *itertools.product((-1, 0, 1), (-1, 0, 1))]) * radii[:, None, None]
+    taken = axis.transData.inverted().transform(
+        (axis.transData.transform(points)[:, None] + corners).reshape(-1, 2)
+    )
+    arrows = {"arrowstyle": "-", "color": "0.6", "lw": 0.6}
+    options = {"target_x": points[:, 0], "target_y": points[:, 1], "expand": (1.2, 1.5), "iter_lim": 400}
+    options |= {"force_text": (0.3, 0.5), "force_static": (0.2, 0.4)}
+    adjust_text(texts, *taken.T, ax=axis, arrowprops=arrows, ensure_inside_axes=True, **options)
+    for text in texts:
+        pixels = np.round(axis.transData.transform(text.get_position()))
+        text.set_position(axis.transData.inverted().transform(pixels))
 
 
 def backbone_data(accuracy: pd.DataFrame, efficiency: pd.DataFrame) -> pd.DataFrame:
@@ -292,48 +304,58 @@ def backbone_data(accuracy: pd.DataFrame, efficiency: pd.DataFrame) -> pd.DataFr
     joined = accuracy[accuracy["metric"] == "mAP"].merge(efficiency[columns], on="run")
     joined["method"] = joined["model"].str.replace("_ResNet18|_MobileNetV3", "", regex=True)
     names = {"mAP": ("mean", "reported")}
-    names |= {quantity: (key, f"reported_{key}") for quantity, key in report.EFFICIENCY.items()}
+    names |= {quantity: (key, f"reported_{key}") for quantity, key in EFFICIENCY.items()}
     rows = []
     for (quantity, pair), index in itertools.product(names.items(), (0, 1)):
-        wide = joined.pivot(index="method", columns="backbone", values=pair[index]).reindex(columns=BACKBONES)
+        wide = joined.pivot(index="method", columns="backbone", values=pair[index]).reindex(
+            columns=REPORTED_BACKBONES
+        )
         wide = wide.reindex(joined["method"].unique()).dropna().reset_index()
         rows.append(wide.assign(source=("measured", "reported")[index], quantity=quantity))
-    return pd.concat(rows, ignore_index=True)[["method", "source", "quantity", *BACKBONES]].rename_axis(
-        columns=None
-    )
+    order = ["method", "source", "quantity", *REPORTED_BACKBONES]
+    return rounded(pd.concat(rows, ignore_index=True)[order].rename_axis(columns=None))
 
 
-def backbones(data: pd.DataFrame, title: str = "") -> Figure:
+def backbones(data: pd.DataFrame, title: str) -> Figure:
     """What changing ResNet18 for MobileNetV3 does to each method, from `backbone_data`: a line per method,
     labelled with the relative change; the report's own pairs dotted below."""
     quantities = list(dict.fromkeys(data["quantity"]))
     rows = list(dict.fromkeys(zip(data["source"], data["method"], strict=True)))
     rows.sort(key=lambda row: row[0])
     places = {row: index + 0.6 * (row[0] == "reported") for index, row in enumerate(rows)}
-    figure, axes = new_figure(1, len(quantities), (13, 0.55 * len(rows) + 2), sharey=True)
+    changes = data[(data["source"] == "measured") & (data["quantity"] == "mAP")]
+    told = ", ".join(
+        f"{row.method} {row.MobileNetV3 / row.ResNet18 - 1:+.0%}" for row in changes.itertuples()
+    )
+    figure, axes = new_figure(
+        1,
+        len(quantities),
+        (13, 0.55 * len(rows) + 2),
+        f"{title}. Measured change in mAP: {told}.",
+        sharey=True,
+    )
     for axis, quantity in zip(axes[0], quantities, strict=True):
-        shown = data[data["quantity"] == quantity]
-        for row in shown.itertuples():
+        part = data[data["quantity"] == quantity]
+        for row in part.itertuples():
             place, ends = places[row.source, row.method], (row.ResNet18, row.MobileNetV3)
-            axis.plot(
-                ends, [place] * 2, "-" if row.source == "measured" else ":", color="0.4", lw=1.6, zorder=1
-            )
-            for end, name, marker in zip(ends, BACKBONES, "os", strict=True):
+            line = "-" if row.source == "measured" else ":"
+            axis.plot(ends, [place] * 2, line, color="0.4", lw=1.6, zorder=1)
+            for end, name, marker in zip(ends, REPORTED_BACKBONES, "os", strict=True):
                 axis.scatter(
                     end, place, 55, COLOURS[name], marker=marker, edgecolor="black", lw=0.7, zorder=2
                 )
             change, middle = f"{row.MobileNetV3 / row.ResNet18 - 1:+.0%}", (sum(ends) / 2, place)
             axis.annotate(change, middle, (0, 6), textcoords="offset points", ha="center")
-        axis.set_xlim(0, 1.12 * shown[BACKBONES].to_numpy().max())
+        axis.set_xlim(0, 1.12 * part[REPORTED_BACKBONES].to_numpy().max(initial=1e-9))
         axis.set_xlabel(quantity)
     axes[0, 0].set_yticks(list(places.values()), [f"{method}\n({source})" for source, method in places])
-    axes[0, 0].set_ylim(max(places.values()) + 0.6, -0.8)
+    axes[0, 0].set_ylim(max(places.values(), default=0) + 0.6, -0.8)
     handles = [
         Line2D([], [], color="none", marker=marker, mfc=COLOURS[name], mec="black", label=name)
-        for name, marker in zip(BACKBONES, "os", strict=True)
+        for name, marker in zip(REPORTED_BACKBONES, "os", strict=True)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle(title or "From ResNet18 to MobileNetV3, per method: relative change above each line")
+    figure.suptitle(title)
     return figure
 
 
@@ -344,74 +366,118 @@ def curves_data(results: pd.DataFrame) -> pd.DataFrame:
         curves = pd.read_csv(row.folder / "curves.csv").groupby("epoch", as_index=False)
         means = curves[["metric_loss", "validation_mAP"]].mean()
         frames.append(means.assign(run=row.run, model=row.label, seed=row.seed))
-    order = list(report.labels(results["run"]))
+    order = list(expected_rows(results["run"]))
     together = pd.concat(frames, ignore_index=True)
     together = together.sort_values("run", key=lambda runs: runs.map(order.index), kind="stable")
-    return together[["run", "model", "seed", "epoch", "metric_loss", "validation_mAP"]].reset_index(drop=True)
+    return rounded(
+        together[["run", "model", "seed", "epoch", "metric_loss", "validation_mAP"]].reset_index(drop=True)
+    )
 
 
-def learning_curves(data: pd.DataFrame, title: str = "") -> Figure:
+def learning_curves(data: pd.DataFrame, title: str) -> Figure:
     """A column per configuration from `curves_data`: training loss above, validation mAP below; a line per seed
-    in colour, all other configurations behind it in grey. Up to seven columns, as leave the fewest places empty."""
+    in colour, all other configurations behind it in grey."""
     models = list(dict.fromkeys(data["model"]))
-    count = len(models)
-    across = count if count < 8 else min(range(4, 8), key=lambda columns: (-count % columns, -columns))
-    blocks = -(-count // across)
-    if count == 1:  # one run fills the width: loss left, validation right
-        figure, axes = new_figure(1, 2, (10, 3.2))
-        axes = axes.T
-    else:
-        figure, axes = new_figure(2 * blocks, across, (2.2 * across + 1, 3.5 * blocks + 0.6), sharex=True)
-    for axis in axes.flat:
+    across = min(5, len(models))
+    blocks = -(-len(models) // across)
+    last = data[data["epoch"] == data["epoch"].max()].groupby("model")["validation_mAP"].mean()
+    told = f"{last.idxmax()} ends highest" if last.notna().any() else "validation was not recorded"
+    alt = f"{title}. Lines of training loss and validation mAP over epochs for {len(models)} configurations; {told}."
+    figure, axes = new_figure(2 * blocks, across, (2.3 * across + 1, 3.5 * blocks + 0.6), alt, sharex=True)
+    for axis in axes.flat[:]:
         axis.set_visible(False)
     names = {"metric_loss": "training loss", "validation_mAP": "validation mAP"}
     for (index, model), (line, column) in itertools.product(enumerate(models), enumerate(names)):
         axis = axes[2 * (index // across) + line, index % across]
         axis.set_visible(True)
         for (other, seed), rows in data.groupby(["model", "seed"], sort=False):
-            axis.plot(rows["epoch"], rows[column], **_curve(model if other == model else None, seed))
+            own = {
+                "color": COLOURS[backbone_of(model)],
+                "lw": 1.5,
+                "marker": "os^Dv"[seed % 5],
+                "ms": 3,
+                "zorder": 2,
+            }
+            look = own if other == model else {"color": "0.85", "lw": 0.8, "zorder": 1}
+            axis.plot(rows["epoch"], rows[column], **look)
         if data.loc[data["model"] == model, column].isna().all():
             axis.text(0.5, 0.5, "not recorded", transform=axis.transAxes, ha="center", color="0.4")
-        if line == 0:
-            axis.set_title("" if across == 1 else model.replace("_", "\n", 1), fontsize=10)
-        lowest = across == 1 or (line == 1 and index + across >= count)
-        axis.set_xlabel("epoch" if lowest else "")
+        axis.set_title(model.replace("_", "\n", 1) if line == 0 else "", fontsize=10)
+        axis.set_xlabel("epoch" if line == 1 and index + across >= len(models) else "")
         axis.set_ylabel("" if index % across else names[column])
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.tick_params(labelleft=index % across == 0, labelbottom=line == 1 or across == 1)
-    if count > 1:
-        _curves_legend(figure, models, sorted(set(data["seed"])))
-    figure.suptitle(title or ("Learning curves" + (f" of {models[0]}" if count == 1 else "")))
+        axis.tick_params(labelleft=index % across == 0, labelbottom=line == 1)
+    backbones = dict.fromkeys(backbone_of(model) for model in models)
+    handles = [Line2D([], [], color=COLOURS[name], lw=1.5, label=name) for name in backbones]
+    handles.append(Line2D([], [], color="0.75", lw=0.8, label="the other configurations"))
+    for seed in sorted(set(data["seed"])):
+        handles.append(
+            Line2D([], [], color="black", lw=0, marker="os^Dv"[seed % 5], ms=3, label=f"seed {seed}")
+        )
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(len(handles), 3 * across), frameon=False
+    )
+    figure.suptitle(title)
     return figure
 
 
-def _curve(model: str | None, seed: int) -> dict:
-    """The look of a line of ``model``, or of another configuration's in its panel."""
-    if model is None:
-        return {"color": "0.85", "lw": 0.8, "zorder": 1}
-    marker = "os^Dv"[int(seed) % 5]
-    return {"color": COLOURS[_backbone(model)], "lw": 1.5, "marker": marker, "ms": 3, "zorder": 2}
+def ablation(data: pd.DataFrame, title: str) -> Figure:
+    """What each part is worth, from `claims.comparisons` with ``ablation``: the difference in mAP of HAMLET in full
+    minus each row, with its intervals over queries (thick) and classes (thin); right of zero the part helps."""
+    rows = data.iloc[::-1].reset_index(drop=True)
+    told = [f"{row.second} {row.difference:+.3f}" for row in data.dropna(subset="difference").itertuples()]
+    alt = f"{title}. HAMLET's mAP minus that of: {', '.join(told) or 'no run yet'}."
+    figure, axes = new_figure(1, 1, (10, 0.42 * len(rows) + 1.6), alt)
+    axis = axes[0, 0]
+    axis.axvline(0, color="0.6", lw=1)
+    for place, row in enumerate(rows.itertuples()):
+        if pd.isna(row.difference):
+            axis.annotate("not run", (0.02, place), xycoords=EDGE, va="center", style="italic", color="0.4")
+            continue
+        axis.plot([row.low_classes, row.high_classes], [place] * 2, color="#0072B2", lw=1)
+        axis.plot([row.low, row.high], [place] * 2, color="#0072B2", lw=3.5)
+        sure = row.p_holm < 0.05
+        axis.plot(row.difference, place, "o", mfc="#0072B2" if sure else "white", mec="black", ms=7)
+        axis.annotate(f"{row.difference:+.4f}", (1.01, place), xycoords=EDGE, va="center")
+    axis.set_yticks(range(len(rows)), [f"minus {name}" for name in rows["second"]])
+    axis.set(
+        xlabel="difference in mAP (right of zero: HAMLET in full is better)", ylim=(-0.7, len(rows) - 0.3)
+    )
+    handles = [
+        Line2D([], [], color="#0072B2", lw=3.5, label="95% over queries (and seeds)"),
+        Line2D([], [], color="#0072B2", lw=1, label="95% over classes (and seeds)"),
+        Line2D(
+            [], [], color="none", marker="o", mfc="#0072B2", mec="black", label="Holm p < 0.05 (else open)"
+        ),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(title)
+    return figure
 
 
-def _curves_legend(figure: Figure, models: list[str], seeds: list[int]) -> None:
-    shown = [name for name in COLOURS if name in {_backbone(model) for model in models}]
-    handles = [Line2D([], [], color=COLOURS[name], lw=1.5, label=name) for name in shown]
-    handles.append(Line2D([], [], color="0.75", lw=0.8, label="the other configurations"))
-    for seed in seeds if len(seeds) > 1 else []:
-        style = _curve("", seed) | {"color": "black", "lw": 0}
-        handles.append(Line2D([], [], label=f"seed {seed}", **style))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-
-
-def _backbone(model: str) -> str:
-    return next((name for name in BACKBONES if name.lower() in model.lower()), "other")
+def captions_quality(data: pd.DataFrame, title: str) -> Figure:
+    """Bars of mAP by kind of text, from `tables.records_table`'s rows with "What" and mAP."""
+    values = pd.to_numeric(data["mAP"], errors="coerce")
+    told = ", ".join(f"{what} {value:.3f}" for what, value in zip(data["What"], values, strict=True))
+    figure, axes = new_figure(
+        1, 1, (9, 0.35 * len(data) + 1.4), f"{title}. mAP: {told or 'nothing measured yet'}."
+    )
+    axes[0, 0].barh(range(len(data)), values, color="#0072B2", edgecolor="black", lw=0.6)
+    axes[0, 0].set_yticks(range(len(data)), data["What"])
+    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_xlabel("mAP" if len(data) else "mAP: nothing measured yet")
+    figure.suptitle(title)
+    return figure
 
 
 def search_tradeoff(data: pd.DataFrame) -> Figure:
     """Recall against speed of every kind of index, a panel per size, from benchmarks/search.py's table; beside each
     point its setting, in the legend the bytes a vector takes."""
     sizes = sorted(data["size"].unique())
-    figure, axes = new_figure(1, len(sizes), (4.6 * len(sizes) + 0.6, 4.2), sharey=True)
+    title = f"Search in {search_conditions(data)}: right and up is better"
+    figure, axes = new_figure(
+        1, len(sizes), (4.6 * len(sizes) + 0.6, 4.2), f"{title}. A line per kind.", sharey=True
+    )
     for axis, size in zip(axes[0], sizes, strict=True):
         for kind, rows in data[data["size"] == size].groupby("kind", sort=False):
             colour, marker = INDEXES[kind]
@@ -425,12 +491,11 @@ def search_tradeoff(data: pd.DataFrame) -> Figure:
                 axis.annotate(f"{row['value']:.0f}", place, offset, ha=ha, va=va, **text)
         axis.set(xscale="log", title=f"{size:,} vectors", xlabel="queries per second")
         axis.set(ylim=(0, 1.12), yticks=np.linspace(0, 1, 6))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.legend(loc="lower left", fontsize=8, frameon=False)
     axes[0, 0].set_ylabel("recall@10 against the exact search")
-    figure.suptitle(
-        f"Search in {search_conditions(data)}: right and up is better\n"
-        "numbers: cells visited (ivfpq), candidates kept (hnsw)"
-    )
+    figure.suptitle(f"{title}\nnumbers: cells visited (ivfpq), candidates kept (hnsw)")
     return figure
 
 

@@ -3,59 +3,60 @@
 import pandas as pd
 
 
+def percent_below(lower: float, upper: float) -> str:
+    """By how much ``lower`` lies below ``upper``, relative to the upper: (0.4, 0.5) -> "20.0%"."""
+    return f"{100 * (1 - lower / upper):.1f}%"
+
+
 def accuracy(summary: pd.DataFrame) -> list[str]:
-    """From `report.accuracy_summary`: who leads in mAP, by how much, and what the controls reach."""
+    """From `tables.accuracy_summary`: who leads in mAP, by how much, and what the controls reach."""
     rows = summary[summary["metric"] == "mAP"].dropna(subset=["mean"]).set_index("model")
-    seven = rows[rows["group"] == "report"]["mean"].sort_values(ascending=False)
-    controls = rows[rows["group"] == "control"]["mean"].sort_values(ascending=False)
+    means = rows["mean"].sort_values(ascending=False)
+    ranked, controls = (means[rows.loc[means.index, "group"] == group] for group in ("report", "control"))
     said = []
-    if len(seven) > 1:
-        (first, second), gap = seven.index[:2], seven.iloc[0] - seven.iloc[1]
+    if len(ranked) > 1:
+        first, second = ranked.index[:2]
         said.append(
-            f"{first} has the highest mAP of the report's seven, {seven.iloc[0]:.4f}; {second} follows with "
-            f"{seven.iloc[1]:.4f}, {100 * gap / seven.iloc[1]:.1f}% below it in relative terms."
+            f"{first} has the highest mAP of the report's {len(ranked)} rows, {ranked.iloc[0]:.4f}; {second} follows "
+            f"with {ranked.iloc[1]:.4f}, {percent_below(ranked.iloc[1], ranked.iloc[0])} below it."
         )
         half = rows["query_half_width"].reindex([first, second]).max()
         said.append(
-            f"The interval over queries of either mean reaches {half:.4f} to each side; the paired test that decides "
-            "is in 06_claims."
+            f"The interval over queries of either mean reaches at most {half:.4f} to each side; the paired test that "
+            "decides is in 06_claims."
         )
         spans = [
             f"{name} from {rows.at[name, 'lowest_seed']:.4f} to {rows.at[name, 'highest_seed']:.4f}"
             for name in (first, second)
             if rows.at[name, "seeds"] > 1
         ]
-        if spans:
-            said.append(f"Over the seeds {', '.join(spans)}.")
-    if len(controls) and len(seven):
-        above = [name for name in controls.index if controls[name] > seven.iloc[0]]
+        said += [f"Over the seeds {', '.join(spans)}."] if spans else []
+    if len(controls) and len(ranked):
+        above = [name for name in controls.index if controls[name] > ranked.iloc[0]]
         said.append(f"Controls above the leader: {', '.join(above) or 'none'}.")
-    for backbone in ("ResNet18", "MobileNetV3"):
-        whole, bare = f"HAMLET_{backbone}", f"HAMLET_{backbone} (no text)"
-        if {whole, bare} <= set(rows.index):
-            change = rows["mean"][whole] - rows["mean"][bare]
-            said.append(f"Text changes the mAP of {whole} by {change:+.4f}.")
+    for bare in [name for name in means.index if name.endswith(" (no text)")]:
+        whole = bare.removesuffix(" (no text)")
+        if whole in means:
+            said.append(f"Text changes the mAP of {whole} by {means[whole] - means[bare]:+.4f}.")
     return said
 
 
 def cost(summary: pd.DataFrame) -> list[str]:
-    """From `report.efficiency_summary`: the fastest and the slowest of the seven, and HAMLET against SPARSE."""
+    """From `tables.efficiency_summary`: the fastest and the slowest of the report's rows, and HAMLET against SPARSE."""
     rows = summary[summary["group"] == "report"].dropna(subset=["latency_ms"]).set_index("model")
     times = rows["latency_ms"].sort_values()
     if len(times) < 2:
         return []
     said = [
-        f"{times.index[0]} is the fastest of the seven ({times.iloc[0]:.1f} ms), {times.index[-1]} the slowest "
-        f"({times.iloc[-1]:.1f} ms)."
+        f"{times.index[0]} is the fastest of the report's {len(times)} rows ({times.iloc[0]:.1f} ms), "
+        f"{times.index[-1]} the slowest ({times.iloc[-1]:.1f} ms)."
     ]
-    for backbone in ("ResNet18", "MobileNetV3"):
+    for backbone in rows["backbone"].unique():
         top, bottom = f"HAMLET_{backbone}", f"SPARSE_{backbone}"
         if {top, bottom} <= set(times.index):
-            reported = rows["reported_latency_ms"][top] / rows["reported_latency_ms"][bottom]
-            said.append(
-                f"{top} takes {times[top] / times[bottom]:.2f} times the time of {bottom}; the report says "
-                f"{reported:.2f}."
-            )
+            told = rows["reported_latency_ms"][top] / rows["reported_latency_ms"][bottom]
+            report = f"; the report says {told:.2f}" if told == told else ""
+            said.append(f"{top} takes {times[top] / times[bottom]:.2f} times the time of {bottom}{report}.")
     return said
 
 
@@ -63,21 +64,44 @@ def tradeoff(points: pd.DataFrame) -> list[str]:
     """From `figures.tradeoff_data`: the measured Pareto front, and which of it are controls."""
     front = points[(points["source"] == "measured") & points["pareto"]].sort_values("latency_ms")
     names = ", ".join(f"{row.model} ({row.latency_ms:.0f} ms, {row.mAP:.3f})" for row in front.itertuples())
-    hamlet = [name for name in front["model"] if name.startswith("HAMLET")]
+    ranked = front.loc[front["group"] == "report", "model"]
     return [
-        f"Measured Pareto front, from fast to accurate: {names}.",
-        f"HAMLET on it: {', '.join(hamlet) or 'no configuration'}.",
+        f"Measured Pareto front over every row, controls included, from fast to accurate: {names}.",
+        f"Rows of the report on it: {', '.join(ranked) or 'none'}.",
     ]
 
 
 def backbones(pairs: pd.DataFrame) -> list[str]:
     """From `figures.backbone_data`: each method's relative change from ResNet18 to MobileNetV3."""
-    measured = pairs[pairs["source"] == "measured"]
     said = []
-    for quantity, part in measured.groupby("quantity", sort=False):
+    for quantity, part in pairs[pairs["source"] == "measured"].groupby("quantity", sort=False):
         change = 100 * (part["MobileNetV3"] / part["ResNet18"] - 1)
         changes = ", ".join(
             f"{name} {value:+.0f}%" for name, value in zip(part["method"], change, strict=True)
         )
         said.append(f"{quantity}, from ResNet18 to MobileNetV3: {changes}.")
     return said
+
+
+def verdicts(table: pd.DataFrame) -> list[str]:
+    """From `claims.claims_table`: how many claims came out how, and which are contradicted."""
+    counts = table["verdict"].value_counts(sort=False).sort_index()
+    against = table.loc[table["verdict"] == "contradicted"]
+    said = [f"Of {len(table)} claims: " + ", ".join(f"{n} {word}" for word, n in counts.items()) + "."]
+    changed = int((table["verdict"] != table["verdict_classes"]).sum())
+    said.append(f"For other classes of images {changed} of these verdicts change.")
+    return said + [f"Contradicted, {row.id}: {row.english}" for row in against.itertuples()]
+
+
+def ablation(table: pd.DataFrame) -> list[str]:
+    """From `claims.comparisons` with ``ablation``: what each part is worth; text counts over the shuffled control."""
+    said = []
+    for row in table.dropna(subset="difference").itertuples():
+        word = "above" if row.difference > 0 else "below"
+        sure = f"Holm p {row.p_holm:.4f}" + ("" if row.p_holm < 0.05 else ", which shows nothing")
+        said.append(f"{row.first} lies {abs(row.difference):.4f} mAP {word} {row.second} ({sure}).")
+        if row.second.endswith("(shuffled)"):
+            said.append(
+                f"So text, over captions shuffled between classes, is worth {row.difference:+.4f} mAP."
+            )
+    return said or ["No run of the ablation is stored yet, so nothing can be said."]

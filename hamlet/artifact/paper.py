@@ -1,307 +1,237 @@
-"""The report's numbers and statements as data: reported tables, claims, and a safe evaluation of their
-formulas.
+"""The report's numbers and statements as data: reported tables, claims, and the comparisons that a claim consists of.
 
-Anchor: the report's tables 1 and 2 (``data/paper/reported_*.csv``, digits as printed) and every quantitative
-or comparative statement of its sections 3.1 to 5.2 (``data/paper/claims.yaml``, which also states the formula
-language and the verdict rule). Formulas are parsed to a syntax tree of a few allowed nodes; nothing is
-executed.
+Anchor: the report's tables 1 and 2 (``data/paper/reported_*.csv``, digits as printed) and every quantitative or
+comparative statement of its sections 3.1 to 5.2 (``data/paper/claims.yaml``, whose header states how a comparison is
+written and the rule for verdicts). Nothing in that file is executed.
 """
 
-import ast
-import functools
-import operator
-from collections.abc import Callable, Iterator
+import itertools
+import re
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import yaml
 
 from hamlet import paths
+from hamlet.errors import HamletError
 
 KINDS = ("quantitative", "comparative", "qualitative")
 REQUIRED = {"id", "section", "kind", "japanese", "english"}
-OPTIONAL = {"formula", "reported", "unit", "tolerance", "note", "not_testable"}
-ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-Cell = Callable[[str, str], Any]
-
-
-class Span(NamedTuple):
-    """All values between ``low`` and ``high``: interval arithmetic (Moore, Interval Analysis, 1966)."""
-
-    low: float
-    high: float
-
-    def _with(self, other, operation):
-        other = other if isinstance(other, Span) else Span(other, other)
-        if operation is operator.truediv and other.low <= 0 <= other.high:
-            raise ZeroDivisionError(f"{self} / {other}: the divisor contains zero")
-        corners = [operation(a, b) for a in self for b in other]
-        return Span(min(corners), max(corners))
-
-    def __add__(self, other):
-        return self._with(other, operator.add)
-
-    def __sub__(self, other):
-        return self._with(other, operator.sub)
-
-    def __mul__(self, other):
-        return self._with(other, operator.mul)
-
-    def __truediv__(self, other):
-        return self._with(other, operator.truediv)
-
-    def __rsub__(self, other):
-        return Span(other, other) - self
-
-    def __neg__(self):
-        return Span(-self.high, -self.low)
-
-    __radd__, __rmul__ = __add__, __mul__
+OPTIONAL = {"formula", "reported", "unit", "tolerance", "note", "not_testable", "about"}
+METHODS = {"hamlet": "HAMLET", "sparse": "SPARSE", "mace": "MACE", "spca": "SpCa", "dscf": "DSCF"}
+NAMES = METHODS | {"gem": "GeM", "mlp": "MLP"}
+BACKBONES = {"resnet18": "ResNet18", "mobilenetv3": "MobileNetV3", "efficientnetlite0": "EfficientNetLite0"}
+REPORTED_BACKBONES = ["ResNet18", "MobileNetV3"]
+CONTROLS = [  # rows that the report lacks and every profile on its backbones has
+    *("gem_resnet18", "gem_mobilenetv3", "mlp_resnet18", "mlp_mobilenetv3", "hamlet_resnet18-no_text"),
+    *("hamlet_mobilenetv3-no_text", "hamlet_resnet18-no_exchange", "gem_resnet18-text"),
+]
+CELL = r"(?:(\d+(?:\.\d+)?) \* )?(\w+)\[([\w-]+)\]"
+COMPARISON = re.compile(rf"{CELL}(?: ([<>]) {CELL})?")
+Cell = Callable[[str, str, int], Any]  # (metric, run, +1 if a larger value helps the claim else -1) -> value
 
 
 def reported(table: str) -> pd.DataFrame:
-    """The report's table ``"accuracy"`` (1) or ``"efficiency"`` (2): strings as printed, one row per
-    configuration.
-    """
+    """The report's table "accuracy" (1) or "efficiency" (2): strings as printed, one row per configuration."""
     path = paths.PAPER / f"reported_{table}.csv"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such reported table; choose accuracy or efficiency")
+        raise HamletError(f"{path}: no such reported table; choose accuracy or efficiency")
     return pd.read_csv(path, dtype=str, index_col="model")
 
 
 def half_unit(printed: str) -> float:
-    """Half a unit of the last printed digit: ``"0.3450"`` -> 0.00005, ``"35"`` -> 0.5."""
+    """Half a unit of the last printed digit: "0.3450" -> 0.00005, "35" -> 0.5."""
     return 0.5 * 10.0 ** Decimal(printed).as_tuple().exponent
 
 
-class Paper:
-    """claims.yaml, checked: ``claims`` (list of dicts in the report's order), ``models``, ``metrics``,
-    ``groups``.
+def label(run: str) -> str:
+    """A run's name for readers: "hamlet_resnet18-no_text" -> "HAMLET_ResNet18 (no text)"; others as they are."""
+    name, _, variant = run.partition("-")
+    method, _, backbone = name.partition("_")
+    if method not in NAMES or backbone not in BACKBONES:
+        return run
+    return f"{NAMES[method]}_{BACKBONES[backbone]}" + (f" ({variant.replace('_', ' ')})" if variant else "")
 
-    Raises ValueError that names the claim and the field when the file breaks its schema.
+
+def backbone_of(label: str) -> str:
+    """The backbone that a label names, or "other"."""
+    return next((name for name in BACKBONES.values() if name in label), "other")
+
+
+def foreign_backbone(runs: Iterable[str]) -> str | None:
+    """The backbone of a profile that trains the report's methods on none of the report's backbones, else None."""
+    found = [backbone_of(label(run)) for run in runs if run.startswith("hamlet_")]
+    return None if not found or set(found) & {*REPORTED_BACKBONES} else found[0]
+
+
+def expected_rows(runs: Iterable[str] = ()) -> dict[str, str]:
+    """Run -> label of every row of a table: the report's in its order (its methods, where the backbone is another),
+    the controls, then what else was run."""
+    runs = list(runs)
+    if (backbone := foreign_backbone(runs)) is not None:
+        known = [f"{method}_{backbone.lower()}" for method in NAMES]
+    else:
+        known = [name.lower() for name in reported("accuracy").index] + CONTROLS
+    return {run: label(run) for run in dict.fromkeys([*known, *runs])}
+
+
+def is_reported(label: str) -> bool:
+    """Whether a row stands in the report: a configuration of its, or a method of its on another backbone."""
+    method, _, backbone = label.partition("_")
+    if backbone in REPORTED_BACKBONES:
+        return label in reported("accuracy").index
+    return method in METHODS.values() and backbone in BACKBONES.values()
+
+
+class Comparison(NamedTuple):
+    """``left sign right``, or one cell (sign and right None). A side is (factor, metric, run)."""
+
+    left: tuple[float, str, str]
+    sign: str | None = None
+    right: tuple[float, str, str] | None = None
+
+    def __str__(self) -> str:
+        sides = [
+            f"{'' if factor == 1 else f'{factor:g} * '}{metric}[{run}]"
+            for factor, metric, run in filter(None, (self.left, self.right))
+        ]
+        return f" {self.sign} ".join(sides)
+
+    def change(self, cell: Cell, quantitative: bool = False) -> Any:
+        """Per cent by which the greater side exceeds the lesser; for a quantitative ``<``, by which the left falls
+        below the right; for one cell, its value. ``cell`` gives numbers or arrays of replicates."""
+        helps = -1 if self.sign == "<" else 1
+        left = self.left[0] * cell(*self.left[1:], helps)
+        if self.right is None:
+            return left
+        right = self.right[0] * cell(*self.right[1:], -helps)
+        if quantitative and self.sign == "<":
+            return (1 - left / right) * 100
+        return ((left / right if self.sign == ">" else right / left) - 1) * 100
+
+
+class Paper:
+    """claims.yaml, checked: ``claims`` (list of dicts in the report's order), ``metrics``, ``groups``; HamletError
+    names the claim and the field that break the schema.
+
+    backbone: judge the claims ``about: methods`` by the methods on this backbone, and no others.
     """
 
-    def __init__(self, path: Path | None = None):
-        self.path = Path(path or paths.PAPER / "claims.yaml")
+    def __init__(self, path: Path | None = None, backbone: str | None = None):
+        self.path, self.backbone = Path(path or paths.PAPER / "claims.yaml"), backbone
         content = yaml.safe_load(self.path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or content.get("schema") != 1:
-            raise ValueError(f"{self.path}: schema must be 1 at the top level")
-        self.metrics, self.models, self.groups = (content[key] for key in ("metrics", "models", "groups"))
-        self.claims: list[dict] = content["claims"]
-        self._tables = {name: reported(name) for name in ("accuracy", "efficiency")}
+        if not isinstance(content, dict) or content.get("schema") != 2:
+            raise HamletError(f"{self.path}: schema must be 2 at the top level")
+        self.metrics, self.groups, self.claims = (content[key] for key in ("metrics", "groups", "claims"))
+        self.tables = {name: reported(name) for name in ("accuracy", "efficiency")}
         seen: set[str] = set()
         for claim in self.claims:
             self._check(claim, seen)
+            if backbone and claim.get("about") != "methods":
+                claim.setdefault("not_testable", f"It names a backbone; this profile runs {backbone}.")
+
+    def _fault(self, claim: dict, message: str) -> HamletError:
+        return HamletError(f"{self.path}: claim {claim.get('id', claim)}: {message}")
 
     def _check(self, claim: dict, seen: set[str]) -> None:
         def need(condition: object, message: str) -> None:
             if not condition:
-                raise ValueError(f"{self.path}: claim {claim.get('id', claim)}: {message}")
+                raise self._fault(claim, message)
 
         need(claim.keys() >= REQUIRED, f"missing {sorted(REQUIRED - claim.keys())}")
         need(claim.keys() <= REQUIRED | OPTIONAL, f"unknown {sorted(claim.keys() - REQUIRED - OPTIONAL)}")
-        need(
-            all(isinstance(value, str) for value in claim.values()), "every field must be text: quote numbers"
-        )
+        texts = [value for key, value in claim.items() if key != "formula"]
+        need(all(isinstance(value, str) for value in texts), "every field must be text: quote numbers")
         need(claim["id"] not in seen, "this id is used twice")
         need(claim["kind"] in KINDS, f"kind {claim['kind']!r} is none of {KINDS}")
         need(claim["id"].startswith(f"S{claim['section']}-"), f"id must begin with S{claim['section']}-")
-        need(
-            (claim["kind"] == "quantitative") == ("reported" in claim),
-            "quantitative and reported go together",
-        )
+        quantitative = claim["kind"] == "quantitative"
+        need(quantitative == ("reported" in claim), "quantitative and reported go together")
         need("formula" in claim or "not_testable" in claim, "give a formula or say why it is not testable")
-        if "formula" in claim:
-            tree = parse(claim["formula"])
-            need((claim["kind"] == "quantitative") != _is_statement(tree), "formula and kind disagree")
-            for metric, name in self.cells(tree):
-                need(metric in self.metrics, f"unknown metric {metric!r}; known: {sorted(self.metrics)}")
-                need(name in self.models, f"unknown configuration or group {name!r}")
-            self.evaluate(
-                claim["formula"], lambda metric, model: 1.0
-            )  # a misplaced group or statement shows here
+        parts = self.parts(claim)
+        need(not quantitative or len(parts) == 1, "a quantitative claim has one comparison or one cell")
+        need(quantitative or all(c.right for part in parts for c in part), "a statement compares two sides")
         seen.add(claim["id"])
 
-    def cells(self, formula: str | ast.expr) -> list[tuple[str, str]]:
-        """Every (metric, configuration) that a formula uses, groups written out, in order."""
-        tree = parse(formula) if isinstance(formula, str) else formula
-        found = [n for n in ast.walk(tree) if isinstance(n, ast.Subscript)]
-        pairs = [(n.value.id, m) for n in found for m in self.groups.get(n.slice.id, [n.slice.id])]
-        return list(dict.fromkeys(pairs))
+    def parts(self, claim: dict) -> list[list[Comparison]]:
+        """What must hold, all of it: each part a list of comparisons of which one suffices, groups written out."""
+        formula = claim.get("formula", [])
+        found = []
+        for item in [formula] if isinstance(formula, str) else formula:
+            if isinstance(item, str):
+                found += [[comparison] for comparison in self._comparisons(claim, item)]
+            else:
+                found.append([one for text in item for one in self._comparisons(claim, text)])
+        same = [part for part in found if any(c.right and c.left[1:] == c.right[1:] for c in part)]
+        return [part for index, part in enumerate(found) if part not in found[:index] and part not in same]
 
-    def printed(self, metric: str, model: str) -> str | None:
+    def _comparisons(self, claim: dict, text: str) -> list[Comparison]:
+        match = COMPARISON.fullmatch(text.strip()) if isinstance(text, str) else None
+        if match is None:
+            raise self._fault(claim, f"{text!r} is no comparison: write metric[A] > 0.9 * metric[B]")
+        a, metric, name, sign, b, other_metric, other = match.groups()
+        for key in filter(None, (metric, other_metric)):
+            if key not in self.metrics:
+                raise self._fault(claim, f"unknown metric {key!r}; known: {[*self.metrics]}")
+        lefts = [(float(a or 1), metric, run) for run in self._members(claim, name)]
+        if sign is None:
+            return [Comparison(left) for left in lefts]
+        rights = [(float(b or 1), other_metric, run) for run in self._members(claim, other)]
+        return [Comparison(left, sign, right) for left, right in itertools.product(lefts, rights)]
+
+    def _members(self, claim: dict, name: str) -> list[str]:
+        """A configuration, or those of a group; on a profile's own backbone its configurations of these methods."""
+        members = self.groups.get(name, [name])
+        for one in members:
+            if label(one.lower()) == one.lower():
+                raise self._fault(claim, f"unknown configuration or group {one!r}")
+        if self.backbone and claim.get("about") == "methods":
+            members = [re.sub("|".join(REPORTED_BACKBONES), self.backbone, one) for one in members]
+        return list(dict.fromkeys(members))
+
+    def printed(self, metric: str, name: str) -> str | None:
         """A reported cell as printed, None where the report has no such configuration."""
-        table = self._tables[self.metrics[metric]["table"]]
-        return table.at[model, self.metrics[metric]["column"]] if model in table.index else None
+        table = self.tables[self.metrics[metric]["table"]]
+        return table.at[name, self.metrics[metric]["column"]] if name in table.index else None
 
-    def reported_cell(self, metric: str, model: str) -> float:
-        return float(self.printed(metric, model))
+    def arithmetic(self, claim: dict) -> tuple[str, float | None, float | None, float | None]:
+        """(a word of claims.yaml's header; the value from the printed cells; the lowest and the highest value that
+        the cells can stand for): does the report's own arithmetic hold?"""
+        parts, quantitative = self.parts(claim), claim["kind"] == "quantitative"
+        cells = {side[1:] for part in parts for c in part for side in (c.left, c.right) if side}
+        if not parts or any(self.printed(*cell) is None for cell in cells):
+            return ("no formula" if not parts else "no reported cells"), None, None, None
 
-    def reported_span(self, metric: str, model: str) -> Span:
-        """Every value that the printed cell can stand for: plus or minus half a unit of its last digit."""
-        printed = self.printed(metric, model)
-        return Span(float(printed) - half_unit(printed), float(printed) + half_unit(printed))
+        def least(shift: int) -> float:
+            def cell(metric: str, name: str, helps: int) -> float:
+                printed = self.printed(metric, name)
+                return float(printed) + shift * helps * half_unit(printed)
 
-    def evaluate(self, formula: str, cell: Cell) -> list:
-        """Value of an arithmetic formula, or the margins of a statement: one entry per atom, all must be
-        positive.
+            return min(max(c.change(cell, quantitative) for c in part) for part in parts)
 
-        ``cell(metric, configuration)`` gives a number, a Span or an array of replicates; the entries are of
-        that kind. A margin is ``(greater / lesser - 1) * 100``; ``or`` takes the largest margin of its parts.
-        """
-        return _margins(parse(formula), cell, self.groups)
-
-    def arithmetic(self, claim: dict) -> tuple[str, float | None]:
-        """Does the report's own arithmetic hold? (one of the words of claims.yaml's header, recomputed
-        value).
-        """
-        if "formula" not in claim:
-            return "no formula", None
-        if any(self.printed(*pair) is None for pair in self.cells(claim["formula"])):
-            return "no reported cells", None
-        value = min(self.evaluate(claim["formula"], self.reported_cell))
-        spans = self.evaluate(claim["formula"], self.reported_span)
-        low, high = min(s.low for s in spans), min(s.high for s in spans)
-        if claim["kind"] != "quantitative":
-            return ("holds" if low > 0 else "holds within rounding" if high > 0 else "does not hold"), value
+        low, value, high = (least(shift) for shift in (-1, 0, 1))
+        if not quantitative:
+            return (
+                ("holds" if low > 0 else "holds within rounding" if high > 0 else "does not hold"),
+                value,
+                low,
+                high,
+            )
         target, slack = float(claim["reported"]), tolerance(claim) + 1e-9
-        if abs(value - target) <= slack:
-            return "holds", value
-        return (
-            "holds within rounding" if low <= target + slack and high >= target - slack else "does not hold"
-        ), value
+        reachable = low <= target + slack and high >= target - slack
+        word = (
+            "holds"
+            if abs(value - target) <= slack
+            else "holds within rounding"
+            if reachable
+            else "does not hold"
+        )
+        return word, value, low, high
 
 
 def tolerance(claim: dict) -> float:
     """Half a unit of the last printed digit of the reported value, or the claim's own ``tolerance``."""
     return float(claim["tolerance"]) if "tolerance" in claim else half_unit(claim["reported"])
-
-
-def parse(formula: str) -> ast.expr:
-    """Syntax tree of a formula. Raises ValueError naming the part that the language does not have."""
-    try:
-        tree = ast.parse(formula.strip(), mode="eval").body
-    except SyntaxError as error:
-        raise ValueError(f"formula {formula!r}: {error.msg}") from None
-    for node in _nodes(tree):
-        if not _allowed(node):
-            raise ValueError(f"formula {formula!r}: {ast.unparse(node)!r} is not part of the language")
-    return tree
-
-
-def atoms(formula: str, groups: dict[str, list[str]]) -> list[str]:
-    """The parts of a formula that must all hold: ``and``, chains, max(...) and min(...) written out; an ``or``
-    or an arithmetic formula is one part.
-    """
-    node = parse(formula)
-    if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
-        return [atom for part in node.values for atom in atoms(ast.unparse(part), groups)]
-    if not isinstance(node, ast.Compare):
-        return [ast.unparse(node)]
-    found = []
-    for left, op, right in zip([node.left, *node.comparators], node.ops, node.comparators, strict=False):
-        sign, least, most = (">", "min", "max") if isinstance(op, ast.Gt) else ("<", "max", "min")
-        seconds = _written_out(right, most, groups)
-        found += [
-            f"{first} {sign} {second}" for first in _written_out(left, least, groups) for second in seconds
-        ]
-    return found
-
-
-def _written_out(node: ast.expr, function: str, groups: dict[str, list[str]]) -> list[str]:
-    if not (isinstance(node, ast.Call) and node.func.id == function):
-        return [ast.unparse(node)]
-    texts = []
-    for part in node.args:
-        if isinstance(part, ast.Subscript) and part.slice.id in groups:
-            texts += [f"{part.value.id}[{model}]" for model in groups[part.slice.id]]
-        else:
-            texts += _written_out(part, function, groups)
-    return texts
-
-
-def _nodes(node: ast.expr) -> Iterator[ast.expr]:
-    yield node
-    if isinstance(node, ast.Subscript):
-        return
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.expr) and not (isinstance(node, ast.Call) and child is node.func):
-            yield from _nodes(child)
-
-
-def _allowed(node: ast.expr) -> bool:
-    match node:
-        case ast.Constant(value=value):
-            return type(value) in (int, float)
-        case ast.Subscript(value=ast.Name(), slice=ast.Name()) | ast.BoolOp():
-            return True
-        case ast.BinOp(op=op):
-            return type(op) in ARITHMETIC
-        case ast.UnaryOp(op=op):
-            return isinstance(op, ast.USub)
-        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
-            return name in ("max", "min") and bool(args)
-        case ast.Compare(ops=ops):
-            return all(isinstance(op, ast.Gt | ast.Lt) for op in ops)
-    return False
-
-
-def _is_statement(tree: ast.expr) -> bool:
-    return isinstance(tree, ast.Compare | ast.BoolOp)
-
-
-def _operands(node: ast.expr, function: str, cell: Cell, groups: dict) -> list:
-    """Values that ``node`` stands for if a comparison must hold for each: max(...) or min(...) written out."""
-    if not (isinstance(node, ast.Call) and node.func.id == function):
-        return [_value(node, cell, groups)]
-    values = []
-    for part in node.args:
-        if isinstance(part, ast.Subscript) and part.slice.id in groups:
-            values += [cell(part.value.id, model) for model in groups[part.slice.id]]
-        else:
-            values += _operands(part, function, cell, groups)
-    return values
-
-
-def _value(node: ast.expr, cell: Cell, groups: dict):
-    match node:
-        case ast.Constant(value=value):
-            return value
-        case ast.Subscript(value=ast.Name(id=metric), slice=ast.Name(id=name)):
-            if name in groups:
-                raise ValueError(f"group {name!r} stands outside max(...) or min(...)")
-            return cell(metric, name)
-        case ast.UnaryOp(operand=operand):
-            return -_value(operand, cell, groups)
-        case ast.BinOp(left=left, op=op, right=right):
-            return ARITHMETIC[type(op)](_value(left, cell, groups), _value(right, cell, groups))
-        case ast.Call(func=ast.Name(id=name)):
-            return _extreme(name, _operands(node, name, cell, groups))
-    raise ValueError(f"{ast.unparse(node)!r}: a number was expected, not a statement")
-
-
-def _extreme(name: str, values: list):
-    pick, elementwise = (max, np.maximum) if name == "max" else (min, np.minimum)
-    if any(isinstance(v, Span) for v in values):
-        spans = [v if isinstance(v, Span) else Span(v, v) for v in values]
-        return Span(pick(s.low for s in spans), pick(s.high for s in spans))
-    return functools.reduce(elementwise, values)
-
-
-def _margins(node: ast.expr, cell: Cell, groups: dict) -> list:
-    if isinstance(node, ast.BoolOp):
-        parts = [_margins(value, cell, groups) for value in node.values]
-        if isinstance(node.op, ast.And):
-            return [margin for part in parts for margin in part]
-        return [_extreme("max", [_extreme("min", part) for part in parts])]
-    if not isinstance(node, ast.Compare):
-        return [_value(node, cell, groups)]
-    margins = []
-    for left, op, right in zip([node.left, *node.comparators], node.ops, node.comparators, strict=False):
-        greater, lesser = (left, right) if isinstance(op, ast.Gt) else (right, left)
-        for above in _operands(greater, "min", cell, groups):
-            margins += [(above / below - 1) * 100 for below in _operands(lesser, "max", cell, groups)]
-    return margins

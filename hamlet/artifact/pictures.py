@@ -1,87 +1,162 @@
-"""Figures made of images: queries with their nearest images, and the data set's contact sheet.
+"""Figures made of images: queries with their nearest images, and a contact sheet of the classes they met.
 
-As in hamlet.artifact.figures, each is drawn from one tidy frame; the images come from the data set's decoded cache.
+As in hamlet.artifact.figures, each is drawn from one tidy frame; the images are the thumbnails that a run keeps of its
+example queries and what they found, so that no data set is needed to draw them.
 """
 
+import io
+import json
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from PIL import Image, UnidentifiedImageError
 
 from hamlet.artifact.figures import new_figure
-from hamlet.artifact.run import load_data
-from hamlet.data import RetrievalDataset
+from hamlet.errors import HamletError
 
 RIGHT, WRONG = "#009E73", "#D55E00"  # Okabe and Ito, as in hamlet.artifact.figures
 LETTERS = 18  # of a class name that fit over an image
+THUMBNAILS = "thumbnails.webp"  # of the images in a run's neighbours.parquet, beside it
+SIDE = 96  # pixels of a thumbnail, at most
 
 
-def run_dataset(results: pd.DataFrame) -> RetrievalDataset:
-    """The data set as the runs of `report.load_results` saw it, from the decoded cache that they used."""
-    record = results["result"].iloc[0]
-    return load_data(record["run"]["dataset"], record["parameters"])
+def pack(images: np.ndarray, names: Sequence[str]) -> bytes:
+    """One WebP sheet of uint8 (N,s,s,3) ``images``, at most SIDE pixels each, their ``names`` (paths) in its XMP."""
+    images = np.asarray(images)
+    if (
+        images.dtype != np.uint8
+        or images.ndim != 4
+        or images.shape[1] != images.shape[2]
+        or images.shape[3] != 3
+    ):
+        raise HamletError(
+            f"thumbnails are uint8 of shape (N,s,s,3), not {images.dtype} of shape {images.shape}"
+        )
+    if not 0 < len(images) == len(names) == len(set(names)):
+        raise HamletError(f"{len(images)} thumbnails need as many different names, not {len(set(names))}")
+    if images.shape[1] > SIDE:
+        images = np.stack(
+            [Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.LANCZOS) for image in images]
+        )
+    count, side = images.shape[:2]
+    across = int(np.ceil(np.sqrt(count)))
+    sheet = np.zeros((-(-count // across) * across, side, side, 3), dtype=np.uint8)
+    sheet[:count] = images
+    sheet = sheet.reshape(-1, across, side, side, 3).swapaxes(1, 2).reshape(-1, across * side, 3)
+    buffer, notes = io.BytesIO(), json.dumps({"side": side, "names": list(names)})
+    Image.fromarray(sheet).save(buffer, format="WEBP", quality=85, method=6, xmp=notes.encode())
+    return buffer.getvalue()
+
+
+def unpack(sheet: bytes) -> dict[str, np.ndarray]:
+    """The images of `pack` by name, uint8 (s,s,3), with WebP's loss. HamletError: not such a sheet."""
+    try:
+        image = Image.open(io.BytesIO(sheet))
+        notes = json.loads(image.info["xmp"])
+        pixels, side, names = np.asarray(image.convert("RGB")), notes["side"], notes["names"]
+    except (UnidentifiedImageError, OSError, KeyError, ValueError, TypeError) as fault:
+        raise HamletError(f"not a sheet of thumbnails as pictures.pack writes them: {fault!r}") from fault
+    across = pixels.shape[1] // side
+    tiles = pixels.reshape(-1, side, across, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
+    return dict(zip(names, tiles, strict=False))
 
 
 def neighbours_data(results: pd.DataFrame, run: str, queries: int = 8) -> pd.DataFrame:
     """The first seed's stored example queries of ``run`` with their nearest images, as neighbours.parquet has
-    them; ``queries`` of them, evenly spread. KeyError names the runs that there are."""
-    found = results[results["run"] == run].sort_values("seed")
-    if found.empty:
-        raise KeyError(f"no run {run!r}; there are {', '.join(sorted(set(results['run'])))}")
-    rows = pd.read_parquet(found["folder"].iloc[0] / "neighbours.parquet")
+    them; ``queries`` of them, evenly spread. HamletError names the runs that there are."""
+    rows = pd.read_parquet(_folder(results, run) / "neighbours.parquet")
     shown = rows["query_path"].unique()
     shown = shown[np.linspace(0, len(shown) - 1, min(queries, len(shown))).round().astype(int)]
     return rows[rows["query_path"].isin(shown)].reset_index(drop=True)
 
 
-def _image(dataset: RetrievalDataset, path: str) -> np.ndarray:
-    """The cached uint8 (S,S,3) image of a path, whichever split holds it."""
-    for split in dataset.splits.values():
-        if path in split.paths:
-            return split.images[split.paths.index(path)]
-    raise KeyError(f"{dataset.name} holds no image {path!r}: the results come from another version of it")
+def contact_data(results: pd.DataFrame, run: str, classes: int = 32) -> pd.DataFrame:
+    """One image of each class that a run's example queries met, at most ``classes`` of them evenly spread: class,
+    path."""
+    rows = pd.read_parquet(_folder(results, run) / "neighbours.parquet")
+    queries = rows[["query_class", "query_path"]].set_axis(["class", "path"], axis=1)
+    every = pd.concat([queries, rows[["class", "path"]]]).drop_duplicates("class").sort_values("class")
+    chosen = np.linspace(0, len(every) - 1, min(classes, len(every))).round().astype(int)
+    return every.iloc[chosen].reset_index(drop=True)
 
 
-def _show(axis: plt.Axes, image: np.ndarray) -> None:
-    axis.imshow(image, interpolation="antialiased")
+def thumbnails(results: pd.DataFrame, run: str) -> dict[str, np.ndarray]:
+    """The images that the first seed of ``run`` keeps, by path; empty where it was stored without any."""
+    sheet = _folder(results, run) / THUMBNAILS
+    return unpack(sheet.read_bytes()) if sheet.is_file() else {}
+
+
+def _folder(results: pd.DataFrame, run: str) -> Path:
+    found = results[results["run"] == run].sort_values("seed")
+    if found.empty:
+        raise HamletError(f"no run {run!r}; there are {', '.join(sorted(set(results['run'])))}")
+    return found["folder"].iloc[0]
+
+
+def _show(axis: plt.Axes, image: np.ndarray | None) -> None:
+    axis.set_axis_on()
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
         spine.set(visible=True, linewidth=0.5, color="0.3")
+    if image is None:
+        axis.set_facecolor("0.9")
+        axis.set_box_aspect(1)
+        axis.text(
+            0.5, 0.5, "no picture\nstored", transform=axis.transAxes, ha="center", va="center", fontsize=7
+        )
+    else:
+        axis.imshow(image, interpolation="antialiased")
 
 
-def retrieval_gallery(data: pd.DataFrame, dataset: RetrievalDataset, title: str = "") -> Figure:
+def retrieval_gallery(data: pd.DataFrame, images: dict[str, np.ndarray], title: str) -> Figure:
     """Queries, two to a row, with their nearest images from `neighbours_data`: a solid green frame and a tick
     where the class is right, a dashed orange frame and a cross where it is wrong. Class names are never cut."""
     groups, ranks = list(data.groupby("query_path", sort=False)), int(data["rank"].max())
     rows = -(-len(groups) // 2)
-    widths = ([1.0] * (ranks + 1) + [0.25]) * 2
-    breaks = [
+    lines = [
         max(wrapped(name).count("\n") for name in {*hits["class"], *hits["query_class"]})
         for _, hits in groups
     ]
-    size = (15, 1.3 * rows + 0.12 * sum(map(max, breaks[::2], [*breaks[1::2], 0][:rows])) + 0.6)
-    figure, axes = new_figure(rows, len(widths), size, width_ratios=widths)
+    size = (15, 1.4 * rows + 0.14 * sum(map(max, lines[::2], [*lines[1::2], 0][:rows])) + 0.8)
+    told = [f"{hits['query_class'].iloc[0]} {hits['correct'].sum()} of {len(hits)}" for _, hits in groups]
+    alt = f"{title}. Photographs in rows; right among the nearest, per query: {', '.join(told)}."
+    figure, axes = new_figure(
+        rows, 2 * (ranks + 2), size, alt, width_ratios=([1.0] * (ranks + 1) + [0.25]) * 2
+    )
     for axis in axes.flat:
         axis.set_axis_off()
     for index, (path, hits) in enumerate(groups):
         cells = axes[index // 2, (ranks + 2) * (index % 2) :]
-        cells[0].set_axis_on()
-        _show(cells[0], _image(dataset, path))
-        cells[0].set_title(wrapped(hits["query_class"].iloc[0]), fontsize=6.8, fontweight="bold")
-        cells[0].set_ylabel("query", fontsize=7, labelpad=2)
+        _show(cells[0], images.get(path))
+        cells[0].set_title(wrapped(hits["query_class"].iloc[0]), fontsize=7.5, fontweight="bold")
+        cells[0].set_ylabel("query", fontsize=8, labelpad=2)
         for axis, hit in zip(cells[1:], hits.sort_values("rank").to_dict("records"), strict=False):
-            axis.set_axis_on()
-            _show(axis, _image(dataset, hit["path"]))
+            _show(axis, images.get(hit["path"]))
             colour, line = (RIGHT, "-") if hit["correct"] else (WRONG, (0, (3, 2)))
             for spine in axis.spines.values():
                 spine.set(linewidth=3, color=colour, linestyle=line)
             mark = "✓" if hit["correct"] else "✗"
-            axis.set_title(f"{mark} {wrapped(hit['class'])}", fontsize=7, color=colour)
-    figure.suptitle(
-        title or "Queries (bold) and their nearest images: ✓ solid frame same class, ✗ dashed frame another"
-    )
+            axis.set_title(f"{mark} {wrapped(hit['class'])}", fontsize=7.5, color=colour)
+    figure.suptitle(f"{title}\nqueries in bold; ✓ solid frame: same class, ✗ dashed frame: another")
+    return figure
+
+
+def contact_sheet(data: pd.DataFrame, images: dict[str, np.ndarray], title: str, across: int = 8) -> Figure:
+    """An image of each class from `contact_data`, its name below."""
+    rows = -(-len(data) // across)
+    alt = f"{title}. Photographs of {len(data)} classes: {', '.join(data['class'])}."
+    figure, axes = new_figure(rows, across, (1.6 * across, 2.0 * rows + 0.5), alt)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, row in zip(axes.flat, data.to_dict("records"), strict=False):
+        _show(axis, images.get(row["path"]))
+        axis.set_xlabel(wrapped(row["class"]), fontsize=9, labelpad=3)
+    figure.suptitle(title)
     return figure
 
 
@@ -95,40 +170,3 @@ def wrapped(name: str, letters: int = LETTERS) -> str:
                 lines.append("")
             lines[-1] += part
     return "\n".join(line.strip() for line in lines)
-
-
-def contact_data(dataset: RetrievalDataset, coarse: int = 12, images: int = 8) -> pd.DataFrame:
-    """Up to ``images`` images of each of ``coarse`` coarse classes, spread over fine classes and splits; columns
-    coarse, class, split, path, caption. Nothing is drawn at random."""
-    frames = []
-    for split in dataset.splits.values():
-        frame = pd.DataFrame({"split": split.name, "path": split.paths, "caption": split.captions})
-        frame["coarse"] = [dataset.coarse_names[i] for i in split.coarse_labels]
-        frames.append(frame.assign(**{"class": [dataset.class_names[i] for i in split.labels]}))
-    every = pd.concat(frames).drop_duplicates("path")
-    names = sorted(every["coarse"].unique())
-    names = [names[i] for i in np.linspace(0, len(names) - 1, min(coarse, len(names))).round().astype(int)]
-    every["turn"] = every.groupby("class").cumcount()  # one of each fine class before a second of any
-    chosen = every[every["coarse"].isin(names)].sort_values(["coarse", "turn", "class"], kind="stable")
-    return (
-        chosen.groupby("coarse")
-        .head(images)[["coarse", "class", "split", "path", "caption"]]
-        .reset_index(drop=True)
-    )
-
-
-def contact_sheet(data: pd.DataFrame, dataset: RetrievalDataset, title: str = "") -> Figure:
-    """A row per coarse class from `contact_data`, the fine class under each image."""
-    groups = list(data.groupby("coarse", sort=False))
-    across = max(len(rows) for _, rows in groups)
-    figure, axes = new_figure(len(groups), across, (1.15 * across + 0.8, 1.3 * len(groups) + 0.5))
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for line, (coarse, rows) in zip(axes, groups, strict=True):
-        for axis, row in zip(line, rows.to_dict("records"), strict=False):
-            axis.set_axis_on()
-            _show(axis, _image(dataset, row["path"]))
-            axis.set_xlabel(wrapped(row["class"]), fontsize=6.5, labelpad=2)
-        line[0].set_ylabel(wrapped(coarse), fontsize=9, fontweight="bold")
-    figure.suptitle(title or f"{dataset.name}: coarse classes (rows) and some of their fine classes")
-    return figure

@@ -1,57 +1,99 @@
-"""Which runs a profile asks for, and whether a stored result still answers: the plan behind run_all.sh.
+"""Which runs a profile asks for and what each is told: the plan behind run_all.sh.
 
-A profile is one YAML file in workflow/ (strict: an unknown key, a wrong type or a value out of range is
-refused, as nanoGPT-style configurations do). ``expand`` turns it into runs, ``parameters`` into what one
-run is told, ``check_result`` says why a stored result may not be used. Needs the standard library and
-PyYAML alone, so that a plan costs no import of torch.
+A profile is one YAML file in workflow/, checked strictly: an unknown key, a wrong type or a value out of range is
+refused, as nanoGPT-style configurations do. ``extends`` inherits everything but ``runs`` from another profile, and
+a run that is the same in both is made and stored once, in the parent's folder. Variants are data too:
+workflow/variants.yaml. Needs PyYAML alone, so that a plan costs no import of torch.
 """
 
-import hashlib
-import json
-import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from hamlet import paths
+from hamlet.errors import HamletError
 
-DATASETS = ("scenes", "grocery", "folder", "cifar10", "flowers102", "pets")  # a test holds it to hamlet.data
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, a tenth of the time where libyaml is there
 MOST_SEEDS = 1000
-VARIANTS = ("default", "no_text", "no_exchange", "text")
-# name -> (type, smallest, largest); None as a largest: no bound. Strings list their choices instead.
+TEXT_WEIGHTS = ("text_alignment", "text_proxies", "text_guidance")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One parameter: its type or types, its range or its choices, and whether a profile may leave it out."""
+
+    kind: type | tuple[type, ...]
+    low: float | None = None
+    high: float | None = None
+    choices: tuple = ()
+    default: object = ...  # ...: every profile has to name it
+    null: bool = False
+
+    def check(self, name: str, value: object, where: str) -> object:
+        """The value, an integer widened where a float is due; HamletError for what does not fit."""
+        kinds = self.kind if isinstance(self.kind, tuple) else (self.kind,)
+        if value is None and self.null:
+            return None
+        if type(value) is int and float in kinds and int not in kinds:
+            value = float(value)
+        if type(value) not in kinds:
+            hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if float in kinds else ""
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise HamletError(f"{where}: {name} must be {expected}, got {value!r}{hint}")
+        if self.choices and value not in self.choices:
+            one_of(value, self.choices, name, where)
+        high = sys.float_info.max if self.high is None else self.high
+        if self.low is not None and not self.low <= value <= high:
+            raise HamletError(f"{where}: {name} = {value} lies outside [{self.low}, {self.high or 'inf'}]")
+        return value
+
+
+class Weights(Field):
+    """Initial weights: true (timm's, from the hub), false (none), "packaged", or a file of weights."""
+
+    def check(self, name: str, value: object, where: str) -> object:
+        value = super().check(name, value, where)
+        if isinstance(value, str) and value != "packaged" and not Path(value).expanduser().is_file():
+            raise HamletError(f'{where}: {name} = {value!r} is neither true, false, "packaged" nor a file')
+        return value
+
+
+# every run parameter; a new one is one line here, and a default where old profiles need not name it
 FIELDS = {
-    "epochs": (int, 1, None),
-    "image_size": (int, 32, 1024),
-    "train_size": (int, 32, 1024),
-    "batch_size": (int, 2, None),
-    "images_per_class": (int, 1, None),
-    "crop_scale": (float, 0.05, 1.0),
-    "limit": (int, 2, None),
-    "pretrained": (bool, None, None),
-    "learning_rate": (float, 0.0, 1.0),
-    "backbone_learning_rate": (float, 0.0, 1.0),
-    "proxy_learning_rate": (float, 0.0, 1.0),
-    "weight_decay": (float, 0.0, 1.0),
-    "warmup": (float, 0.0, 0.9),
-    "loss": (str, ("cosface", "proxy_anchor", "multi_similarity"), None),
-    "margin": (float, 0.0, None),
-    "scale": (float, 0.0, None),
-    "text_guidance": (float, 0.0, None),
-    "text_alignment": (float, 0.0, None),
-    "precision": (str, ("auto", "float32", "bfloat16"), None),
-    "device": (str, ("auto", "cpu", "cuda", "mps"), None),
-}
-NULLABLE = ("limit",)
-EFFICIENCY = {"image_size": (int, 32, 1024), "repeats": (int, 1, None)}
-ESTIMATE = {
-    "run_seconds": (float, 0.0, None),
-    "report_seconds": (float, 0.0, None),
-    "disk_mb": (float, 0.0, None),
-}
+    "epochs": Field(int, 1),
+    "image_size": Field(int, 32, 1024),
+    "train_size": Field(int, 32, 1024),
+    "batch_size": Field(int, 2),
+    "images_per_class": Field(int, 1),
+    "crop_scale": Field(float, 0.05, 1.0),
+    "limit": Field(int, 2, null=True),
+    "pretrained": Weights((bool, str)),
+    "frozen_levels": Field(int, 0, 4, default=0),
+    "backbone_share": Field(float, 0.0, 1.0, default=1.0),
+    "learning_rate": Field(float, 0.0, 1.0),
+    "backbone_learning_rate": Field(float, 0.0, 1.0),
+    "proxy_learning_rate": Field(float, 0.0, 1.0),
+    "weight_decay": Field(float, 0.0, 1.0),
+    "warmup": Field(float, 0.0, 0.9),
+    "loss": Field(str, choices=("cosface", "proxy_anchor", "multi_similarity")),
+    "margin": Field(float, 0.0),
+    "scale": Field(float, 0.0),
+    "text_alignment": Field(float, 0.0),
+    "text_proxies": Field(float, 0.0, default=0.0),
+    "text_guidance": Field(float, 0.0),
+    "text_source": Field(str, choices=("class_mean", "caption", "template", "word", "shuffled"), default="class_mean"),
+    "text_teacher": Field(str, default="sentence"),
+    "precision": Field(str, choices=("auto", "float32", "bfloat16")),
+    "device": Field(str, choices=("auto", "cpu", "cuda", "mps")),
+}  # fmt: skip
+EFFICIENCY = {"image_size": Field(int, 32, 1024), "repeats": Field(int, 1)}
+ESTIMATE = {name: Field(float, 0.0) for name in ("run_seconds", "report_seconds", "disk_mb")}
+SEEDS = Field(int, 1, MOST_SEEDS)
 SECTIONS = ("seeds", "parameters", "datasets", "models", "efficiency", "estimate", "runs")
 
 
@@ -73,96 +115,151 @@ class Run:
     def folder(self) -> Path:
         return paths.results_dir(self.profile, self.dataset) / self.run_name / f"seed{self.seed}"
 
-    @property
-    def uses_text(self) -> bool:
-        """Text supervises HAMLET (unless "no_text") and whatever runs as the variant "text"."""
-        return self.variant == "text" or (self.model.startswith("hamlet_") and self.variant != "no_text")
-
     def __str__(self) -> str:
         return f"{self.run_name} seed{self.seed}"
 
 
-def profile_names() -> list[str]:
-    return sorted(p.stem for p in paths.WORKFLOW.glob("*.yaml") if p.stem != "reports")
-
-
-def _one_of(name: object, valid, what: str, where: str = "") -> None:
+def one_of(name: object, valid, what: str, where: str = "") -> None:
+    """HamletError naming ``what`` and what is valid, where ``name`` is none of ``valid``."""
     if name not in valid:
         place = f" in {where}" if where else ""
-        raise ValueError(f"unknown {what} {name!r}{place}; valid: {', '.join(map(str, valid))}")
+        raise HamletError(f"unknown {what} {name!r}{place}; valid: {', '.join(map(str, valid))}")
 
 
-def check_values(values: dict, where: str, fields: dict = FIELDS) -> dict:
-    """The values with integers widened to float where a float is due; every other mismatch is refused.
-
-    Raises ValueError naming ``where``, the key and what is valid.
-    """
-    if not isinstance(values, dict):
-        raise ValueError(f"{where}: expected a mapping of {', '.join(fields)}, got {values!r}")
-    out = {}
-    for key, value in values.items():
-        _one_of(key, fields, "key", where)
-        kind, low, high = fields[key]
-        if value is None and key in NULLABLE:
-            out[key] = None
-            continue
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind:
-            hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if kind is float else ""
-            raise ValueError(f"{where}: {key} must be {kind.__name__}, got {value!r}{hint}")
-        if isinstance(low, tuple):
-            _one_of(value, low, key, where)
-        elif low is not None and not (low <= value and (high is None or value <= high)):
-            raise ValueError(
-                f"{where}: {key} = {value} lies outside [{low}, {'inf' if high is None else high}]"
-            )
-        out[key] = value
-    return out
+def read_yaml(path: Path) -> dict:
+    """A YAML mapping; HamletError names the file and the line of what is wrong."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
+    except UnicodeDecodeError as error:
+        raise HamletError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise HamletError(f"{path}{line}: not YAML ({problem})") from error
+    return _mapping(content, str(path))
 
 
-def _seeds(value: object, where: str) -> int:
-    if type(value) is not int or not 1 <= value <= MOST_SEEDS:
-        raise ValueError(f"{where}: seeds must be a whole number in 1..{MOST_SEEDS}, got {value!r}")
+def _mapping(value: object, where: str) -> dict:
+    if not isinstance(value, dict):
+        got = "nothing" if value is None else repr(value)
+        raise HamletError(f"{where}: expected a mapping (name: value), got {got}")
     return value
 
 
-def load_profile(name: str) -> dict:
-    """workflow/<name>.yaml, checked: seeds, parameters, datasets, models, efficiency, estimate, runs.
+def check_values(values: object, where: str, fields: dict[str, Field] = FIELDS) -> dict:
+    """The values, each checked by its field; HamletError names ``where``, the key and what is valid."""
+    for key in _mapping(values, where):
+        one_of(key, fields, "key", where)
+    return {key: fields[key].check(key, value, where) for key, value in values.items()}
 
-    ``datasets`` and ``models`` hold overrides of the parameters (a data set's may set ``seeds`` too).
-    Raises ValueError naming the key, what was expected and what is valid.
+
+def profile_names() -> list[str]:
+    known = {path.stem for path in paths.WORKFLOW.glob("*.yaml")}
+    return sorted(known - {"reports", "variants"})
+
+
+def load_variants() -> dict[str, dict]:
+    """workflow/variants.yaml: name -> {text: whether text supervises, options: the model's, parameters: the run's}."""
+    where = "workflow/variants.yaml"
+    known = read_yaml(paths.WORKFLOW / "variants.yaml")
+    for name, entry in known.items():
+        if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+            raise HamletError(f"{where}: {name!r} is no name of letters, digits and _")
+        for key in _mapping(entry, f"{where} {name}"):
+            one_of(key, ("text", "options", "parameters"), "key", f"{where} {name}")
+        _mapping(entry.get("options", {}), f"{where} {name}.options")
+        entry["parameters"] = check_values(entry.get("parameters", {}), f"{where} {name}.parameters")
+        Field(bool).check("text", entry.get("text", False), f"{where} {name}")
+    one_of("default", known, "variant", where)
+    return known
+
+
+def _inherited(name: str, above: tuple[str, ...] = ()) -> dict:
+    """The raw sections of a profile over those of the one that it extends; ``runs`` are each profile's own."""
+    one_of(name, profile_names(), "profile", f"workflow/{above[-1]}.yaml extends" if above else "")
+    if name in above:
+        raise HamletError(f"workflow/{name}.yaml extends itself through {' -> '.join((*above, name))}")
+    own = read_yaml(paths.WORKFLOW / f"{name}.yaml")
+    if "extends" not in own:
+        return own
+    base = _inherited(own["extends"], (*above, name))
+    for section in ("parameters", "datasets", "models", "efficiency", "estimate"):
+        merged = dict(_mapping(base.get(section) or {}, f"workflow/{own['extends']}.yaml {section}"))
+        for key, value in _mapping(own.get(section) or {}, f"workflow/{name}.yaml {section}").items():
+            before = merged.get(key)
+            merged[key] = (
+                {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+            )
+        own[section] = merged
+    return {"seeds": base.get("seeds"), **own}
+
+
+def load_profile(name: str) -> dict:
+    """workflow/<name>.yaml, checked: seeds, parameters, datasets, models, efficiency, estimate, runs, extends.
+
+    ``datasets`` and ``models`` hold overrides of the parameters and of ``seeds``; a data set's may name its ``runs``.
+    Raises HamletError naming the key, what was expected and what is valid.
     """
-    _one_of(name, profile_names(), "profile")
-    where = f"workflow/{name}.yaml"
-    profile = yaml.safe_load((paths.WORKFLOW / f"{name}.yaml").read_text(encoding="utf-8"))
+    profile, where = _inherited(name), f"workflow/{name}.yaml"
     for key in profile:
-        _one_of(key, SECTIONS, "section", where)
+        one_of(key, (*SECTIONS, "extends"), "section", where)
     if missing := [key for key in SECTIONS if key not in profile]:
-        raise ValueError(f"{where}: missing section {', '.join(missing)}")
-    _seeds(profile["seeds"], where)
-    profile["parameters"] = check_values(profile["parameters"], f"{where} parameters")
-    if missing := [key for key in FIELDS if key not in profile["parameters"]]:
-        raise ValueError(f"{where} parameters: missing {', '.join(missing)}")
-    profile["efficiency"] = check_values(profile["efficiency"], f"{where} efficiency", EFFICIENCY)
-    profile["estimate"] = check_values(profile["estimate"], f"{where} estimate", ESTIMATE)
+        raise HamletError(f"{where}: missing section {', '.join(missing)}")
+    SEEDS.check("seeds", profile["seeds"], where)
+    given = check_values(profile["parameters"], f"{where} parameters")
+    defaults = {key: field.default for key, field in FIELDS.items() if field.default is not ...}
+    if missing := [key for key in FIELDS if key not in defaults | given]:
+        raise HamletError(f"{where} parameters: missing {', '.join(missing)}")
+    profile["parameters"] = {key: (defaults | given)[key] for key in FIELDS}
+    for section, fields in (("efficiency", EFFICIENCY), ("estimate", ESTIMATE)):
+        profile[section] = check_values(profile[section], f"{where} {section}", fields)
+        if missing := [key for key in fields if key not in profile[section]]:
+            raise HamletError(f"{where} {section}: missing {', '.join(missing)}")
+    _check_runs(profile["runs"], f"{where} runs")
     for section in ("datasets", "models"):
-        checked = {}
-        for key, values in (profile[section] or {}).items():
-            values = dict(values)
-            seeds = values.pop("seeds", None) if section == "datasets" else None
-            checked[key] = check_values(values, f"{where} {section}.{key}")
-            if seeds is not None:
-                checked[key]["seeds"] = _seeds(seeds, f"{where} {section}.{key}")
-        profile[section] = checked
-    if not profile["runs"] or len(set(profile["runs"])) != len(profile["runs"]):
-        raise ValueError(f"{where}: runs must be a list of different names")
-    for entry in profile["runs"]:
-        _one_of(str(entry).partition("-")[2] or "default", VARIANTS, "variant", f"{where} runs {entry!r}")
-    models = {entry.partition("-")[0] for entry in profile["runs"]}
-    for key in profile["models"]:
-        _one_of(key, sorted(models), "model", f"{where} models")
+        entries = _mapping(profile[section] or {}, f"{where} {section}")
+        profile[section] = {
+            key: _overrides(values, profile["runs"], f"{where} {section}.{key}") for key, values in entries.items()
+        }  # fmt: skip
+    models = sorted({entry.partition("-")[0] for entry in profile["runs"]})
+    for key in () if "extends" in profile else profile["models"]:
+        one_of(key, models, "model", f"{where} models")
     return profile
+
+
+def _check_runs(runs: object, where: str) -> None:
+    if not isinstance(runs, list) or not runs or len({str(entry) for entry in runs}) != len(runs):
+        raise HamletError(f"{where}: expected a list of different names, got {runs!r}")
+    variants = load_variants()
+    for entry in runs:
+        if not isinstance(entry, str) or not re.fullmatch(r"\w+(-\w+)?", entry):
+            raise HamletError(f"{where}: {entry!r} is no run; expected <model> or <model>-<variant>")
+        one_of(entry.partition("-")[2] or "default", variants, "variant", f"{where} {entry!r}")
+
+
+def _overrides(values: object, runs: list[str], where: str) -> dict:
+    values = dict(_mapping(values or {}, where))
+    own = {key: values.pop(key) for key in ("seeds", "runs") if key in values}
+    if "seeds" in own:
+        SEEDS.check("seeds", own["seeds"], where)
+    if "runs" in own:
+        _check_runs(own["runs"], f"{where} runs")
+        for name in own["runs"]:
+            one_of(name, runs, "run", f"{where} runs")
+    return check_values(values, where) | own
+
+
+def kind(dataset: str) -> str:
+    """The name in profiles of a data set: a folder of photos has a slot of its own and is called "folder" there."""
+    return "folder" if dataset.startswith("folder-") else dataset
+
+
+def check_dataset(dataset: str) -> None:
+    from hamlet.data import list_datasets  # here: a profile can be read without it
+
+    if kind(dataset) == dataset or not re.fullmatch(r"folder-\w+", dataset):
+        one_of(dataset, list_datasets(), "data set")
 
 
 def expand(
@@ -170,104 +267,60 @@ def expand(
 ) -> list[Run]:
     """The runs of a profile on a data set, all of seed 0 first so that every row of a table fills early.
 
-    ``models`` restricts them to these run names (e.g. "gem_resnet18-text"); ``seeds`` replaces the
-    profile's number of seeds. Raises ValueError for an unknown name.
+    ``models`` restricts them to these run names (e.g. "gem_resnet18-text"); ``seeds`` replaces the profile's number
+    of seeds. A run that the extended profile has too is that profile's. Raises HamletError for an unknown name.
     """
     loaded = load_profile(profile)
-    _one_of(dataset, DATASETS, "data set")
+    check_dataset(dataset)
+    section = loaded["datasets"].get(kind(dataset), {})
     for name in models or []:
-        _one_of(name, loaded["runs"], "model", f"profile {profile!r}")
-    chosen = [name for name in loaded["runs"] if not models or name in models]
-    if seeds is None:
-        seeds = loaded["datasets"].get(dataset, {}).get("seeds", loaded["seeds"])
-    pairs = [(name.partition("-"), seed) for seed in range(_seeds(seeds, "--seeds")) for name in chosen]
-    return [Run(profile, dataset, model, variant or "default", seed) for (model, _, variant), seed in pairs]
+        one_of(name, loaded["runs"], "model", f"profile {profile!r}")
+    chosen = [name for name in section.get("runs", loaded["runs"]) if not models or name in models]
+    if not chosen:
+        raise HamletError(f"profile {profile!r} runs none of {', '.join(models or [])} on {dataset}")
+    if seeds is not None:
+        SEEDS.check("seeds", seeds, "--seeds")
+    count = {
+        name: seeds or (section | loaded["models"].get(name.partition("-")[0], {})).get("seeds", loaded["seeds"])
+        for name in chosen
+    }  # fmt: skip
+    runs = [
+        Run(profile, dataset, name.partition("-")[0], name.partition("-")[2] or "default", seed)
+        for seed in range(max(count.values()))
+        for name in chosen
+        if seed < count[name]
+    ]
+    return [_shared(run, loaded.get("extends")) for run in runs]
+
+
+def _shared(run: Run, parent: str | None) -> Run:
+    """The parent profile's run where it has the same one, told the same."""
+    if parent is None:
+        return run
+    other = _shared(Run(parent, *list(vars(run).values())[1:]), load_profile(parent).get("extends"))
+    runs = load_profile(other.profile)
+    same = run.run_name in runs["datasets"].get(kind(run.dataset), {}).get("runs", runs["runs"])
+    return other if same and parameters(other) == parameters(run) else run
 
 
 def parameters(run: Run) -> dict:
-    """What one run is told: the profile's parameters, then the data set's, then the model's.
+    """What one run is told: the profile's parameters, then the data set's, the model's and the variant's.
 
-    The text weights are 0 where the run uses no text, so that the record says so.
+    The text weights are 0 where the run uses no text, so that the record says so: text supervises HAMLET unless its
+    variant says ``text: false``, and whatever else runs as a variant with ``text: true``.
     """
-    loaded = load_profile(run.profile)
-    merged = (
-        loaded["parameters"] | loaded["datasets"].get(run.dataset, {}) | loaded["models"].get(run.model, {})
-    )
-    merged.pop("seeds", None)
-    if not run.uses_text:
-        merged |= {"text_guidance": 0.0, "text_alignment": 0.0}
-    return merged
+    loaded, variant = load_profile(run.profile), load_variants()[run.variant]
+    merged = loaded["parameters"] | loaded["datasets"].get(kind(run.dataset), {})
+    merged |= loaded["models"].get(run.model, {})
+    if not variant.get("text", run.model.startswith("hamlet_")):
+        merged |= dict.fromkeys(TEXT_WEIGHTS, 0.0)
+    merged |= variant["parameters"]
+    return {key: merged[key] for key in FIELDS}
 
 
-def digest(record: dict) -> str:
-    """sha256 of the canonical JSON of a record without its own "digest"."""
-    rest = {key: value for key, value in record.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def check_result(run: Run, dataset_hash: str | None = None) -> str | None:
-    """Why the stored result of a run may not be used, or None where it is sound.
-
-    Checked: readable, digest, the run's own name, its parameters against the profile as it stands now,
-    the sha256 of every file it lists, and the data set's hash where the caller knows it.
-    """
-    try:
-        record = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
-        if record["digest"] != digest(record):
-            return "result.json was changed after the run: its digest does not match"
-        if {key: record["run"][key] for key in Run.__dataclass_fields__} != vars(run):
-            return f"it is the result of another run: {record['run']}"
-        asked, stored = parameters(run), record["parameters"]
-        changed = sorted(key for key in asked | stored if asked.get(key) != stored.get(key))
-        if changed:
-            pairs = ", ".join(f"{k} {stored.get(k)!r} -> {asked.get(k)!r}" for k in changed)
-            return f"the profile asks for other parameters now: {pairs}"
-        for name, expected in record["files"].items():
-            if paths.sha256(run.folder / name) != expected:
-                return f"{name} was changed after the run: its sha256 does not match"
-        if dataset_hash and record["provenance"]["dataset_hash"] != dataset_hash:
-            return "the data set has changed since: its content hash differs"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return f"result.json cannot be read as a result ({type(error).__name__}: {error})"
-    return None
-
-
-def stored_runs(profile: str, dataset: str) -> list[Run]:
-    """Every run with a result on disk, asked for now or not; what was set aside does not count."""
-    found = []
-    for path in paths.results_dir(profile, dataset).glob("*/seed*/result.json"):
-        model, _, variant = path.parts[-3].partition("-")
-        if seed := re.fullmatch(r"seed(\d+)", path.parts[-2]):
-            found.append(Run(profile, dataset, model, variant or "default", int(seed[1])))
-    return sorted(found)
-
-
-def stored_datasets(profile: str) -> list[str]:
-    """The data sets with results on disk, by name."""
-    folders = paths.results_dir(profile, "any").parent.glob("[!.]*")
-    return sorted(folder.name for folder in folders if stored_runs(profile, folder.name))
-
-
-def stamp(profile: str, dataset: str) -> Path:
-    """Written by ``python -m hamlet.artifact.run prepare`` when the cache is complete: {"dataset_hash": ...}.
-
-    The name depends on all that the cache depends on, so another size or data root asks for another one.
-    """
-    loaded = load_profile(profile)
-    merged = loaded["parameters"] | loaded["datasets"].get(dataset, {})
-    sizes = [merged[key] for key in ("image_size", "train_size", "limit")] + [
-        loaded["efficiency"]["image_size"]
-    ]
-    key = hashlib.sha256(json.dumps([sizes, os.environ.get("HAMLET_DATA")]).encode()).hexdigest()[:12]
-    return paths.cache_dir() / "prepared" / f"{profile}-{dataset}-{key}.json"
-
-
-def prepared_hash(profile: str, dataset: str) -> str | None:
-    """The data set's content hash from the stamp; None where the data is not prepared yet."""
-    path = stamp(profile, dataset)
-    return json.loads(path.read_text(encoding="utf-8"))["dataset_hash"] if path.exists() else None
+def options(run: Run) -> dict:
+    """What the run's variant changes in the model."""
+    return dict(load_variants()[run.variant].get("options", {}))
 
 
 def cards() -> int:

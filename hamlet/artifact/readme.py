@@ -1,24 +1,48 @@
-"""Keep the tables in README.md equal to the files under tables/: ``python -m hamlet.artifact.readme`` copies them in.
+"""Keep README.md's tables equal to the files under tables/: ``python -m hamlet.artifact.readme`` copies them in.
 
-A block stands between ``<!-- begin tables/....md -->`` and ``<!-- end -->``; a test holds it to the file, so no number
-in the README is typed.
+A block stands between ``<!-- begin tables/....md -->`` and ``<!-- end -->``; a test holds it to the file. The block
+``standing`` holds the one sentence on results, which is computed from the tables that the text shows.
 """
 
 import re
 from pathlib import Path
 
+import pandas as pd
+
+from hamlet.errors import HamletError
 from hamlet.paths import ROOT
 
 BLOCK = re.compile(r"(<!-- begin (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+SHOWN = re.compile(r"<!-- begin (tables/\S+)/table1_accuracy\.md -->")
+
+
+def standing(folders: list[Path]) -> str:
+    """For each folder of tables: HAMLET's rank in mAP among the rows of Table 1, and what it has without text."""
+    said = []
+    for folder in folders:
+        values = pd.read_csv(folder / "table1_accuracy.csv", index_col="Model")["mAP"]
+        values = pd.to_numeric(values, errors="coerce").dropna()
+        best = values[values.index.str.startswith("HAMLET")].idxmax()
+        sentence = (
+            f"On `{folder.name}` {best} is number {(values > values[best]).sum() + 1} of {len(values)} in mAP"
+        )
+        bare, controls = f"{best} (no text)", folder / "table1_controls.csv"
+        if controls.is_file() and bare in (rows := pd.read_csv(controls, index_col="Model")).index:
+            change = values[best] - float(rows.at[bare, "mAP"])
+            sentence += f", and text changes its mAP by {change:+.4f}"
+        said.append(sentence + ".")
+    return "\n".join(said)
 
 
 def refreshed(text: str, root: Path = ROOT) -> str:
     """The text with every block replaced by the file it names; a missing file is an error that names it."""
 
     def block(match: re.Match) -> str:
+        if match[2] == "standing":
+            return f"{match[1]}{standing([root / folder for folder in SHOWN.findall(text)])}\n{match[3]}"
         file = root / match[2]
         if not file.is_file():
-            raise FileNotFoundError(f"README.md shows {match[2]}, which is not there: ./run_all.sh makes it")
+            raise HamletError(f"README.md shows {match[2]}, which is not there: ./run_all.sh makes it")
         return f"{match[1]}\n{file.read_text(encoding='utf-8').strip()}\n\n{match[3]}"
 
     return BLOCK.sub(block, text)

@@ -1,83 +1,157 @@
-"""From stored results to summaries and written tables: the only road from a run to a number on a page.
+"""The one loader of stored results: what is there, whether it is whole, and whether it still answers to its inputs.
 
-A summary is the tidy frame of floats behind a table (hamlet.artifact.tables) or a figure (hamlet.artifact.figures). A
-measured number comes from a result whose digest and file hashes hold; a reported one is labelled as reported.
+A result answers where its parameters, the content of its data set, the versions of the packages that make numbers
+and the code that made it (hamlet.artifact.code) are those of now. One that does not is "stale": whole, and labelled.
 """
 
 import functools
+import hashlib
 import json
-from collections.abc import Iterable
+import re
 from pathlib import Path
 
 import pandas as pd
 
 from hamlet import paths
-from hamlet import statistics as st
-from hamlet.artifact import paper
-from hamlet.artifact.profiles import digest
+from hamlet.artifact import profiles
+from hamlet.artifact.code import code_hashes
+from hamlet.artifact.paper import label
+from hamlet.artifact.profiles import Run
 from hamlet.errors import HamletError
 
 ACCURACY = ["mAP", "P@1", "P@5", "P@10"]
-RESAMPLES = 2_000  # of the queries, for a half width of four printed decimals
-EFFICIENCY = {
-    "Inference time (ms)": "latency_ms",
-    "Memory (MB)": "memory_mb",
-    "Parameters (M)": "parameters_m",
-}
-CONTROLS = {
-    "gem_resnet18": "GeM_ResNet18",
-    "gem_mobilenetv3": "GeM_MobileNetV3",
-    "mlp_resnet18": "MLP_ResNet18",
-    "mlp_mobilenetv3": "MLP_MobileNetV3",
-    "hamlet_resnet18-no_text": "HAMLET_ResNet18 (no text)",
-    "hamlet_mobilenetv3-no_text": "HAMLET_MobileNetV3 (no text)",
-    "hamlet_resnet18-no_exchange": "HAMLET_ResNet18 (no exchange)",
-    "gem_resnet18-text": "GeM_ResNet18 (text)",
-}
-FOREIGN = "The report names neither its data set nor its GPU, so a difference is no error of either side."
+# packages whose version may move a number; the others of the lock may change and leave the results as they are
+PACKAGES = (
+    "torch", "torchvision", "timm", "transformers", "accelerate", "pytorch-metric-learning", "numpy", "scipy", "pillow",
+)  # fmt: skip
 
 
 class ResultError(HamletError):
     """A stored result is not what its run wrote."""
 
 
-def write_atomically(path: Path, content: bytes) -> Path:
-    """Write beside ``path`` and rename, so that no reader ever meets half a file."""
-    with paths.replacing(path) as partial:
-        partial.write_bytes(content)
-    return path
+class NoResult(ResultError, FileNotFoundError):
+    """Nothing was stored yet."""
+
+
+def digest(record: dict) -> str:
+    """sha256 of the canonical JSON of a record without its own "digest"."""
+    rest = {key: value for key, value in record.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def read_verified(path: Path) -> dict:
-    """result.json at ``path``; ResultError if it, or a file it lists, differs from what the run wrote."""
+    """result.json at ``path``; ResultError if it, or a file it lists, is not what a run or a measurement wrote."""
     way_out = f"delete {path.parent} and build again, or restore it from git"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise NoResult(f"{path} is missing: {way_out}") from error
     except ValueError as error:
         raise ResultError(f"{path} is not JSON ({error}): {way_out}") from error
-    if content.get("digest") != digest(content):
-        raise ResultError(f"{path} does not match its digest, so it was changed after its run: {way_out}")
+    if not isinstance(content, dict) or not {"digest", "parameters", "provenance"} <= set(content):
+        raise ResultError(f"{path} is no result: digest, parameters or provenance is missing: {way_out}")
+    if content["digest"] != digest(content):
+        raise ResultError(f"{path} was changed after its run, its digest does not match: {way_out}")
     for name, expected in content.get("files", {}).items():
         file = path.parent / name
         if not file.is_file():
             raise ResultError(f"{file} is listed in {path.name} and missing: {way_out}")
         if paths.sha256(file) != expected:
-            raise ResultError(f"{file} does not match the hash in {path.name}: {way_out}")
+            raise ResultError(f"{file} was changed after the run, its sha256 does not match: {way_out}")
     return content
+
+
+def check_result(
+    run: Run, data_hash: str | None = None, settings: dict | None = None, folder: Path | None = None
+) -> tuple[str, str]:
+    """("sound" | "absent" | "broken" | "stale", why) for the stored result of a run.
+
+    Args:
+        data_hash: content hash of the data set as it is now, where the caller knows it.
+        settings: the parameters that are asked for; the profile's by default.
+        folder: where the result lies; the run's own folder by default.
+    """
+    path = (folder or run.folder) / "result.json"
+    if not path.parent.is_dir() or not any(path.parent.iterdir()):
+        return "absent", "no result is stored"
+    try:
+        record = read_verified(path)
+    except (ResultError, AttributeError) as error:
+        return "broken", str(error)
+    if record.get("run") != vars(run):
+        return "broken", f"{path} is the result of another run: {record.get('run')}"
+    why = differences(run, record, data_hash, settings)
+    return ("stale" if why else "sound"), "; ".join(why)
+
+
+def differences(
+    run: Run, record: dict, data_hash: str | None = None, settings: dict | None = None
+) -> list[str]:
+    """What a result was made from that is not so now: parameters, data, versions, code, a phrase each."""
+    asked, told = settings or profiles.parameters(run), []
+    defaults = {key: field.default for key, field in profiles.FIELDS.items() if field.default is not ...}
+    before, origin = defaults | record["parameters"], record["provenance"]
+    changed = sorted(key for key in asked | before if asked.get(key) != before.get(key))
+    told += [f"{key} {before.get(key)!r} -> {asked.get(key)!r}" for key in changed]
+    if "options" in record and record["options"] != profiles.options(run):
+        told.append(f"options {record['options']} -> {profiles.options(run)}")
+    if data_hash and origin.get("dataset_hash") != data_hash:
+        told.append("the content of the data set differs")
+    installed, locked = origin.get("versions", {}), locked_versions()
+    told += [
+        f"{name} {installed[name]} -> {' or '.join(sorted(locked[name]))}"
+        for name in PACKAGES
+        if name in installed and name in locked and installed[name].partition("+")[0] not in locked[name]
+    ]
+    if "code" not in origin:
+        return [*told, "other code: it recorded no hash of each module"]
+    now = code_hashes(run)
+    moved = sorted(name for name in now | origin["code"] if now.get(name) != origin["code"].get(name))
+    return [*told, *([f"other code: {', '.join(moved)}"] if moved else [])]
+
+
+@functools.cache
+def locked_versions() -> dict[str, set[str]]:
+    """Package -> its versions in requirements.lock, one for each range of Pythons."""
+    found: dict[str, set[str]] = {}
+    for name, version in re.findall(r"^([a-z0-9-]+)==([^ ]+)", paths.LOCK.read_text(encoding="utf-8"), re.M):
+        found.setdefault(name, set()).add(version)
+    return found
+
+
+def stored_runs(profile: str, dataset: str) -> list[Run]:
+    """Every run with a result on disk, asked for now or not, the shared ones of an extended profile included."""
+    found = set()
+    for path in paths.results_dir(profile, dataset).glob("*/seed*/result.json"):
+        model, _, variant = path.parts[-3].partition("-")
+        if seed := re.fullmatch(r"seed(\d+)", path.parts[-2]):
+            found.add(Run(profile, dataset, model, variant or "default", int(seed[1])))
+    if profile in profiles.profile_names() and "extends" in profiles.load_profile(profile):
+        asked = profiles.expand(profile, dataset)
+        found |= {run for run in asked if run.profile != profile and (run.folder / "result.json").is_file()}
+    return sorted(found)
+
+
+def stored_datasets(profile: str) -> list[str]:
+    """The data sets with results on disk, by name."""
+    folders = paths.results_dir(profile, "any").parent.glob("[!.]*")
+    return sorted(folder.name for folder in folders if any(folder.glob("*/seed*/result.json")))
 
 
 def load_results(profile: str, dataset: str) -> pd.DataFrame:
     """One row per stored run, every file verified: run, label, model, variant, seed, mAP, P@1, P@5, P@10 (default
-    protocol), untrained_mAP, folder (Path), result (the whole dict).
+    protocol), untrained_mAP, stale (bool: parameters, versions or code are others now), stale_why (str), folder (Path),
+    result (the whole dict).
 
-    Raises FileNotFoundError where there is no run; ResultError for a result that does not verify, lies in
-    another run's folder, or was made from another version of the data set than its neighbours.
+    Raises ResultError where there is no run, for a result that does not verify, lies in another run's folder, or was
+    made from another version of the data set than its neighbours.
     """
-    root = paths.results_dir(profile, dataset)
-    files = sorted(root.glob("*/seed*/result.json"))
-    if not files:
-        raise FileNotFoundError(f"no finished run under {root}: ./run_all.sh {profile} --dataset {dataset}")
-    rows = [_row(file, read_verified(file), profile, dataset) for file in files]
+    runs = stored_runs(profile, dataset)
+    if not runs:
+        place = paths.results_dir(profile, dataset)
+        raise NoResult(f"no finished run under {place}: ./run_all.sh {profile} --dataset {dataset}")
+    rows = [_row(run, read_verified(run.folder / "result.json")) for run in runs]
     hashes = {row["result"]["provenance"]["dataset_hash"]: row["folder"] for row in rows}
     if len(hashes) > 1:
         raise ResultError(
@@ -88,160 +162,27 @@ def load_results(profile: str, dataset: str) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["run", "seed"], ignore_index=True)
 
 
-def _row(file: Path, content: dict, profile: str, dataset: str) -> dict:
-    run = content["run"]
-    name = run["model"] if run["variant"] == "default" else f"{run['model']}-{run['variant']}"
-    if paths.results_dir(run["profile"], run["dataset"]) / name / f"seed{run['seed']}" != file.parent:
-        raise ResultError(f"{file} belongs to {run}, not to {profile}/{dataset}: move or delete that folder")
+def _row(run: Run, content: dict) -> dict:
+    if content.get("run") != vars(run):
+        raise ResultError(
+            f"{run.folder} holds the result of {content.get('run')}: move or delete that folder"
+        )
+    name, known = (
+        run.run_name,
+        run.profile in profiles.profile_names() and run.variant in profiles.load_variants(),
+    )
+    why = differences(run, content) if known else ["no profile or variant of that name is there now"]
     return {
-        **{"run": name, "label": labels([name])[name], "model": run["model"], "variant": run["variant"]},
-        **{"seed": run["seed"], **{metric: content["metrics"]["default"][metric] for metric in ACCURACY}},
+        **{"run": name, "label": label(name), "model": run.model, "variant": run.variant},
+        **{"seed": run.seed, **{metric: content["metrics"]["default"][metric] for metric in ACCURACY}},
         "untrained_mAP": content.get("untrained", {}).get("default", {}).get("mAP"),
-        **{"folder": file.parent, "result": content},
+        **{"stale": bool(why), "stale_why": "; ".join(why), "folder": run.folder, "result": content},
     }
 
 
 def load_efficiency(profile: str, dataset: str) -> dict:
-    """The verified efficiency result of a profile and data set (see hamlet.efficiency)."""
+    """The verified efficiency result of a profile and data set (see hamlet.artifact.cost)."""
     path = paths.results_dir(profile, dataset) / "efficiency" / "result.json"
     if not path.is_file():
-        command = f"python -m hamlet.efficiency --profile {profile} --dataset {dataset}"
-        raise FileNotFoundError(f"{path} is not there: {command}")
+        raise NoResult(f"{path} is not there: ./run_all.sh {profile} --dataset {dataset}")
     return read_verified(path)
-
-
-@functools.cache
-def _reported(kind: str) -> pd.DataFrame:
-    return paper.reported(kind)
-
-
-def labels(extra: Iterable[str] = ()) -> dict[str, str]:
-    """Run name -> row name: the report's rows in its order, the controls, then any other run in ``extra``."""
-    known = {label.lower(): label for label in _reported("accuracy").index} | CONTROLS
-    return known | {run: run for run in extra if run not in known}
-
-
-def _identity(run: str, label: str) -> dict:
-    group = "report" if label in _reported("accuracy").index else "control"
-    backbone = next((name for name in ("MobileNetV3", "ResNet18") if name.lower() in run), "other")
-    return {"run": run, "model": label, "group": group, "backbone": backbone}
-
-
-def printed(kind: str, label: str, column: int) -> str:
-    """The report's digits as printed, its columns taken in its order; "nan" for a row that it lacks."""
-    table = _reported(kind)
-    return table.loc[label].iloc[column] if label in table.index else "nan"
-
-
-def t_half_width(values: pd.Series) -> float:
-    """Half of the 95% Student interval of the mean over seeds; NaN below two values."""
-    if len(values) < 2:
-        return float("nan")
-    interval = st.t_interval(values)
-    return (interval.high - interval.low) / 2
-
-
-def _query_half_widths(rows: pd.DataFrame) -> pd.Series:
-    """Half of the 95% bootstrap interval over the default protocol's queries, each first averaged over seeds."""
-    if rows.empty:
-        return pd.Series(float("nan"), index=ACCURACY)
-    frames = pd.concat([pd.read_parquet(folder / "per_query.parquet") for folder in rows["folder"]])
-    frames = frames[frames["protocol"] == "default"].rename(columns={"AP": "mAP"})
-    means = frames.groupby("query")[ACCURACY].mean().dropna()
-    draws = st.bootstrap_means([means[metric].to_numpy()[None] for metric in ACCURACY], resamples=RESAMPLES)
-    intervals = [st.percentile_interval(means[m].mean(), d) for m, d in zip(ACCURACY, draws.T, strict=True)]
-    return pd.Series([(interval.high - interval.low) / 2 for interval in intervals], index=ACCURACY)
-
-
-def accuracy_summary(results: pd.DataFrame) -> pd.DataFrame:
-    """One row per run and metric: run, model, group, backbone, metric, mean, seeds, lowest_seed, highest_seed,
-    seed_half_width (95% t), query_half_width (95% bootstrap), reported (NaN for controls). A run without results
-    has NaN and 0 seeds."""
-    rows = []
-    for run, label in labels(results["run"]).items():
-        found = results[results["run"] == run]
-        over_queries = _query_half_widths(found)
-        for column, metric in enumerate(ACCURACY):
-            row = {"metric": metric, "mean": found[metric].mean(), "seeds": len(found)}
-            row |= {"lowest_seed": found[metric].min(), "highest_seed": found[metric].max()}
-            row |= {"seed_half_width": t_half_width(found[metric]), "query_half_width": over_queries[metric]}
-            row["reported"] = float(printed("accuracy", label, column))
-            rows.append(_identity(run, label) | row)
-    return pd.DataFrame(rows)
-
-
-def efficiency_summary(efficiency: dict) -> pd.DataFrame:
-    """One row per run: latency_ms, latency_ms_q25, latency_ms_q75, memory_mb, parameters_m, macs_g,
-    descriptor_bytes, and reported_<quantity> for the three that the report gives; NaN where not measured."""
-    rows = []
-    for run, label in labels(efficiency["models"]).items():
-        row = _identity(run, label) | efficiency["models"].get(run, {})
-        row["parameters_m"] = row.pop("parameters", float("nan")) / 1e6
-        row["macs_g"] = row.pop("macs", float("nan")) / 1e9
-        for column, quantity in enumerate(EFFICIENCY.values()):
-            row[f"reported_{quantity}"] = float(printed("efficiency", label, column))
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def notes(results: pd.DataFrame, efficiency: dict | None = None) -> list[str]:
-    """Why a cell is empty or weaker than its neighbours: a sentence per run."""
-    seeds, told = set(results["seed"]), []
-    for run, label in labels(results["run"]).items():
-        lacking = sorted(seeds - set(results.loc[results["run"] == run, "seed"]))
-        if len(lacking) == len(seeds):
-            told.append(f"{label}: empty, because no finished run named {run} is stored.")
-        elif efficiency is not None and run not in efficiency["models"]:
-            told.append(f"{label}: empty, because it finished after the cost was measured.")
-        elif efficiency is None and lacking:
-            told.append(
-                f"{label}: mean without seed {', '.join(map(str, lacking))}, of which no result is stored."
-            )
-    if len(seeds) == 1 and efficiency is None:
-        told.append("One seed was run, so there is no spread over seeds.")
-    return told
-
-
-def _provenance(records: list[dict]) -> str:
-    def listed(key: str) -> str:
-        return ", ".join(sorted({str(record.get(key) or "unknown")[:60] for record in records}))
-
-    commits = ", ".join(sorted({(record.get("commit") or "unknown")[:10] for record in records}))
-    changed = " with uncommitted changes" if any(record.get("dirty") for record in records) else ""
-    return f"Device: {listed('device')}; threads: {listed('threads')}; commit: {commits}{changed}."
-
-
-def accuracy_caption(results: pd.DataFrame) -> str:
-    run, seeds = results["result"].iloc[0]["run"], ", ".join(map(str, sorted(set(results["seed"]))))
-    text = (
-        f"Retrieval accuracy, measured: data set {run['dataset']}, profile {run['profile']}, default protocol"
-    )
-    over = f"mean over seeds {seeds}" if "," in seeds else f"seed {seeds} alone"
-    return f"{text}, {over}. {_provenance([kept['provenance'] for kept in results['result']])}"
-
-
-def efficiency_caption(efficiency: dict) -> str:
-    given = efficiency["parameters"]
-    text = f"Cost of describing one image, measured with the weights of {given['dataset']}, profile "
-    text += (
-        f"{given['profile']}: batch 1, {given['image_size']} px, median over {given['images']} query images. "
-    )
-    return f"{text}Memory: {given['memory']} {_provenance([efficiency['provenance']])}"
-
-
-def write_table(
-    frame: pd.DataFrame, stem: Path, caption: str, remarks: list[str] | None = None
-) -> list[Path]:
-    """Write ``stem`` as .csv, .md and .tex, each renamed into place; the same frame gives the same bytes."""
-    stem, remarks = Path(stem), list(remarks or [])
-    lines = [f"**{stem.name}.** {caption}", frame.to_markdown(index=False, disable_numparse=True)]
-    lines += ["\n".join(f"- {remark}" for remark in remarks)] if remarks else []
-    tex_caption = " ".join([caption, *remarks]).translate(_LATEX)
-    tex = frame.to_latex(index=False, escape=True, caption=tex_caption, label=f"tab:{stem.name}", na_rep="")
-    contents = {".csv": frame.to_csv(index=False), ".md": "\n\n".join(lines) + "\n", ".tex": tex}
-    return [
-        write_atomically(stem.with_name(stem.name + end), text.encode()) for end, text in contents.items()
-    ]
-
-
-_LATEX = str.maketrans({c: "\\" + c for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\^{}"})

@@ -5,8 +5,6 @@
 """
 
 import argparse
-import gc
-import hashlib
 import json
 import os
 import platform
@@ -15,30 +13,23 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-import yaml
-
 from hamlet import paths
-from hamlet.artifact import profiles as workflow
+from hamlet.artifact import profiles
+from hamlet.artifact.code import code_hashes, combined
 from hamlet.artifact.profiles import FIELDS, Run
+from hamlet.artifact.results import PACKAGES, check_result, digest
+from hamlet.errors import HamletError, one_line
 
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "transformers",
-    "accelerate",
-    "pytorch-metric-learning",
-    "numpy",
-    "pandas",
-)
-DEVICE_FIELDS = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+THUMBNAIL = 96  # pixels a side, enough for the figures
 
 
 @dataclass(frozen=True)
@@ -61,37 +52,68 @@ def open_job(
         overrides: run parameters by name (workflow/*.yaml lists them); their types are checked.
 
     Raises:
-        ValueError: unknown profile, model, variant or parameter, or a wrong type, with the valid ones.
+        HamletError: unknown profile, model, variant or parameter, or a wrong type, with the valid ones.
     """
-    gc.set_threshold(50_000)  # imports make objects that stay: looking through them every 700 costs a second
     run = Run(profile, dataset, model, variant, seed)
-    if dataset not in workflow.DATASETS:
-        raise ValueError(f"unknown data set {dataset!r}; valid: {', '.join(workflow.DATASETS)}")
-    known = workflow.load_profile(profile)["runs"]
-    if run.run_name not in known:
-        raise ValueError(f"profile {profile!r} has no run {run.run_name!r}; it has {', '.join(known)}")
+    known = profiles.load_profile(profile)["runs"]
+    profiles.check_dataset(dataset)
+    profiles.one_of(variant, profiles.load_variants(), "variant")
+    if run.run_name not in known and not (output and registered(model)):
+        raise HamletError(f"profile {profile!r} has no run {run.run_name!r}; it has {', '.join(known)}")
     if type(seed) is not int or seed < 0:
-        raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
-    settings = workflow.parameters(run) | workflow.check_values(overrides or {}, "overrides")
+        raise HamletError(f"seed must be a whole number of at least 0, got {seed!r}")
+    settings = profiles.parameters(run) | profiles.check_values(overrides or {}, "overrides")
     name = f"{profile}-{dataset}-{run.run_name}-seed{seed}"
     return Job(run, settings, Path(output) if output else paths.cache_dir() / "notebooks" / name)
+
+
+def registered(model: str) -> bool:
+    """Whether the library knows a model that no profile names; with an output of its own it may run all the same."""
+    from hamlet.models import list_models
+
+    return model in list_models()
+
+
+def source_of(dataset: str) -> Path:
+    """Where a folder data set's slot remembers its photos: {"root": ..., "options": {...}}; no part of a result."""
+    return paths.cache_dir() / "folders" / f"{dataset}.json"
 
 
 def load_data(dataset: str, settings: dict, root: str | Path | None = None):
     """The data set at the size and limit that the settings ask for."""
     from hamlet.data import decode_size, load_dataset
 
-    return load_dataset(
-        dataset, root=root or None, size=decode_size(settings["image_size"]), limit=settings["limit"]
-    )
+    how = {"size": decode_size(settings["image_size"]), "limit": settings["limit"]}
+    if profiles.kind(dataset) == "folder":
+        if not (known := source_of(dataset)).is_file():
+            raise HamletError(
+                f"{dataset}: nothing says where its photos are; ./run_all.sh --dataset folder --data-root DIR"
+            )
+        source = json.loads(known.read_text(encoding="utf-8"))
+        return load_dataset("folder", root=source["root"], **how, **source["options"])
+    return load_dataset(dataset, root=root or None, **how)
 
 
-def code_hash() -> str:
-    """sha256 over the package's sources and the code cells of the training notebook."""
-    cells = json.loads((paths.NOTEBOOKS / "01_train_evaluate.ipynb").read_text(encoding="utf-8"))["cells"]
-    parts = [json.dumps([c["source"] for c in cells if c["cell_type"] == "code"]).encode()]
-    parts += [p.read_bytes() for p in sorted((paths.ROOT / "hamlet").rglob("*.py"))]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+def build_model(run: Run, settings: dict):
+    """The run's model, initialised from its seed, channels last, with the text layer that its text terms need."""
+    import torch
+
+    from hamlet.distillation import LSA_DIM
+    from hamlet.models import create_model
+    from hamlet.training import choose_device, seed_everything
+
+    seed_everything(run.seed)
+    options = profiles.options(run)
+    terms = [term for term in ("alignment", "proxies") if settings[f"text_{term}"] > 0]
+    if terms:
+        options = {"text": terms[0] if len(terms) == 1 else "both"} | options
+    if terms and settings["text_teacher"] == "lsa":
+        options = {"text_dim": LSA_DIM} | options
+    model = create_model(run.model, pretrained=settings["pretrained"], **options)
+    # bfloat16 speeds ResNets on a CPU and slows MobileNets' depthwise convolutions; heads gain in both
+    on_cpu = choose_device(settings["device"]).type == "cpu"
+    model.float32_backbone = on_cpu and not model.backbone_name.startswith("resnet")
+    return model.to(memory_format=torch.channels_last)
 
 
 def _git(*arguments: str) -> str | None:
@@ -114,8 +136,7 @@ def provenance(device: str) -> dict:
         "commit": commit,
         "dirty": None if commit is None else bool(changed),
         "lock_sha256": paths.sha256(paths.LOCK),
-        "code_sha256": code_hash(),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "versions": {name: metadata.version(name) for name in (*PACKAGES, "pandas")},
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device) if on_card else _processor(),
@@ -131,6 +152,12 @@ def _processor() -> str:
     return f"CPU ({names[0] if names else platform.processor() or platform.machine()})"
 
 
+def _process_start() -> float:
+    import psutil
+
+    return psutil.Process().create_time()
+
+
 def store(job: Job, data, model, untrained, trained, evaluation) -> Path:
     """Write a finished run into the job's folder: weights, curves, per-query values, examples, result.json last.
 
@@ -141,16 +168,20 @@ def store(job: Job, data, model, untrained, trained, evaluation) -> Path:
     from hamlet.models import count_parameters, save_model
 
     job.folder.mkdir(parents=True, exist_ok=True)
+    curves, neighbours = trained.curves, example_neighbours(data, evaluation.embeddings)
     evaluation.per_query.to_parquet(job.folder / "per_query.parquet", index=False)
-    example_neighbours(data, evaluation.embeddings).to_parquet(job.folder / "neighbours.parquet", index=False)
-    trained.curves.to_csv(job.folder / "curves.csv", index=False, float_format="%.9g")
+    neighbours.to_parquet(job.folder / "neighbours.parquet", index=False)
+    curves.to_csv(job.folder / "curves.csv", index=False, float_format="%.9g")
+    (job.folder / "thumbnails.webp").write_bytes(thumbnails(data, neighbours))
     save_model(model, job.folder / "model.safetensors")
-    listed = ("per_query.parquet", "neighbours.parquet", "curves.csv")
-    curves = trained.curves
+    listed = ("per_query.parquet", "neighbours.parquet", "curves.csv", "thumbnails.webp")
+    code = code_hashes(job.run)
+    initial = "ImageNet (timm)" if job.settings["pretrained"] else "from scratch"
     record = {
-        "schema": 1,
+        "schema": 2,
         "run": vars(job.run),
         "parameters": job.settings,
+        "options": profiles.options(job.run),
         "metrics": evaluation.metrics,
         "untrained": untrained.metrics,
         "training": {
@@ -159,6 +190,8 @@ def store(job: Job, data, model, untrained, trained, evaluation) -> Path:
             "seconds": trained.seconds,
             "final_loss": float(curves["loss"].iloc[-1]),
             "bf16": trained.bf16,
+            "batch_size": trained.batch_size,
+            "images_per_class": trained.images_per_class,
         },
         "model": {
             "parameters": count_parameters(model),
@@ -167,8 +200,10 @@ def store(job: Job, data, model, untrained, trained, evaluation) -> Path:
         },
         "provenance": {
             **provenance(str(trained.device)),
+            "code": code,
+            "code_sha256": combined(code),
             "dataset_hash": data.content_hash,
-            "initial_weights": "ImageNet (timm)" if job.settings["pretrained"] else "from scratch",
+            "initial_weights": getattr(model, "initial_weights", initial),
             "started": datetime.fromtimestamp(_process_start(), UTC).isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "wall_seconds": time.time() - _process_start(),
@@ -178,22 +213,63 @@ def store(job: Job, data, model, untrained, trained, evaluation) -> Path:
         "files": {n: paths.sha256(job.folder / n) for n in listed},
     }
     record = json.loads(json.dumps(record, allow_nan=False))
-    write_json(job.folder / "result.json", record | {"digest": workflow.digest(record)})
-    gc.freeze()  # the process ends soon: no search of 4,000 modules for cycles, which takes above a second
+    paths.write_json(job.folder / "result.json", record | {"digest": digest(record)})
     return job.folder / "result.json"
 
 
-def _process_start() -> float:
+def thumbnails(data, neighbours) -> bytes:
+    """The images that a run's ``neighbours`` name, small, so that figures need no data set (pictures.unpack)."""
+    import numpy as np
+    from PIL import Image
+
+    from hamlet.artifact.pictures import pack
+
+    sides = [(data.query, "query_path"), (data.gallery or data.query, "path")]
+    where = {p: (split, i) for split, _ in sides for i, p in enumerate(split.paths)}
+    names = list(dict.fromkeys([*neighbours["query_path"], *neighbours["path"]]))
+    images = [Image.fromarray(np.asarray(where[name][0].images[where[name][1]])) for name in names]
+    side = min(THUMBNAIL, data.size)
+    small = [np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)) for image in images]
+    return pack(np.stack(small), names)
+
+
+@contextmanager
+def own_temporary_folder() -> Iterator[Path]:
+    """One folder for everything temporary of this process and its kernel; those of dead processes are swept first."""
     import psutil
 
-    return psutil.Process().create_time()
+    base = Path(tempfile.gettempdir()) / f"hamlet-{os.getuid() if hasattr(os, 'getuid') else 0}"
+    base.mkdir(exist_ok=True)
+    for left in base.glob("k*"):
+        if left.name[1:].isdigit() and not psutil.pid_exists(int(left.name[1:])):
+            shutil.rmtree(left, ignore_errors=True)
+    own = base / f"k{os.getpid()}"
+    own.mkdir(exist_ok=True)
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"], tempfile.tempdir = str(own), None
+    try:
+        yield own
+    finally:
+        os.environ.pop("TMPDIR")
+        os.environ |= {"TMPDIR": before} if before else {}
+        tempfile.tempdir = None
+        shutil.rmtree(own, ignore_errors=True)
 
 
-def write_json(path: Path, record: dict) -> None:
-    """Write a record whole or not at all."""
-    text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    with paths.replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+def end_with_parent() -> None:
+    """From now on this process and its kernel end when the process that started it does, however that ended."""
+    import psutil
+
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        for child in psutil.Process().children(recursive=True):
+            child.kill()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def execute(name: str, output: Path, parameters: dict) -> None:
@@ -209,16 +285,23 @@ def execute(name: str, output: Path, parameters: dict) -> None:
     source = paths.NOTEBOOKS / f"{name}.ipynb"
     if not source.is_file():
         valid = ", ".join(p.stem for p in sorted(paths.NOTEBOOKS.glob("*.ipynb")))
-        raise ValueError(f"no notebook {name!r}; there are {valid}")
+        raise HamletError(f"no notebook {name!r}; there are {valid}")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
     output.parent.mkdir(parents=True, exist_ok=True)
-    # IPC in a folder of its own: over TCP about one kernel in a hundred fails to start when many start at once
-    with tempfile.TemporaryDirectory(prefix="k") as sockets:
-        config = Config({"KernelManager": {"transport": "ipc", "ip": str(Path(sockets) / "k")}})
-        papermill.execute_notebook(
-            str(source), str(output), parameters=parameters, kernel_name="python3", cwd=str(paths.NOTEBOOKS),
-            progress_bar=False, request_save_on_cell_execute=True, config=config,
-        )  # fmt: skip
+    with own_temporary_folder() as folder:
+        # IPC in a folder of its own: over TCP about one kernel in a hundred fails to start when many start at once
+        config = Config({"KernelManager": {"transport": "ipc", "ip": str(folder / "k")}})
+        # a kernel is interrupted before it is shut down, and would report that as an error
+        quiet = ["--IPKernelApp.log_level=50"]
+        try:
+            papermill.execute_notebook(
+                str(source), str(output), parameters=parameters, kernel_name="python3", cwd=str(paths.NOTEBOOKS),
+                progress_bar=False, request_save_on_cell_execute=True, config=config, extra_arguments=quiet,
+            )  # fmt: skip
+        except papermill.PapermillExecutionError as error:
+            raise HamletError(
+                f"{name}, cell {error.exec_count}: {error.ename}: {error.evalue}; see {output}"
+            ) from error
 
 
 @contextmanager
@@ -226,7 +309,7 @@ def leased_card(device: str):
     """Hold one NVIDIA card for this run by a file lock, and show it alone to the kernel; nothing to do on a CPU."""
     from filelock import FileLock, Timeout
 
-    cards = workflow.cards() if device in ("auto", "cuda") else 0
+    cards = profiles.cards() if device in ("auto", "cuda") else 0
     if not cards or "CUDA_VISIBLE_DEVICES" in os.environ:
         yield
         return
@@ -245,25 +328,33 @@ def leased_card(device: str):
             time.sleep(1.0)
 
 
-def make(run: Run, data_root: str = "", overrides: dict | None = None, output: str = "") -> Path:
-    """Do one run and rename it into place; a stored result that still answers is kept. -> folder of the result."""
+def aside(path: Path, why: str, target: Path | None = None) -> Path:
+    """Rename ``path`` to <target>.<why>-<n>, the first free n (``target``: the path itself by default)."""
+    target, n = target or path, 1
+    target.parent.mkdir(parents=True, exist_ok=True)
+    while (moved := target.with_name(f"{target.name}.{why}-{n}")).exists():
+        n += 1
+    path.rename(moved)
+    return moved
+
+
+def make(
+    run: Run, data_root: str = "", overrides: dict | None = None, output: str = "", keep: bool = False
+) -> Path:
+    """Do one run and rename it into place -> folder of the result.
+
+    A stored result that answers to what is asked is kept (``keep``: one made by other code or from other parameters
+    too); another run's is set aside, never deleted; a folder that holds anything else is refused.
+    """
     from filelock import FileLock
 
     target = Path(output) if output else run.folder
-    job = open_job(*vars(run).values(), overrides=overrides)
+    job = open_job(*vars(run).values(), output, overrides)
     target.parent.mkdir(parents=True, exist_ok=True)
     work = target.with_name(f".{target.name}.partial")
     with FileLock(target.with_name(f".{target.name}.lock")):
-        if (target / "result.json").exists() and not overrides:
-            why = workflow.check_result(run) if not output else None
-            if why is None:
-                print(f"{run}: there already, nothing to do")
-                return target
-            raise SystemExit(
-                f"{target} holds a result that may not be used: {why}. Move it away and start again."
-            )
-        if target.is_dir() and any(target.iterdir()) and not (target / "result.json").exists():
-            raise SystemExit(f"{target} holds other files than a result; name an empty or a new folder")
+        if _there(run, job.settings, target, keep):
+            return target
         (work / "result.json").unlink(missing_ok=True)
         asked = vars(run) | {"data_root": data_root, "output": str(work), "overrides": overrides or {}}
         if job.settings["device"] == "cpu":
@@ -274,89 +365,99 @@ def make(run: Run, data_root: str = "", overrides: dict | None = None, output: s
         with leased_card(job.settings["device"]):
             execute("01_train_evaluate", work / "executed.ipynb", asked)
         if not (work / "result.json").is_file():
-            raise SystemExit(f"{run}: the notebook ended without a result; see {work / 'executed.ipynb'}")
-        for rest in [
-            work / "checkpoint.safetensors",
-            *work.glob(".*.partial*"),
-        ]:  # the latter of killed processes
+            raise HamletError(f"{run}: the notebook ended without a result; see {work / 'executed.ipynb'}")
+        for rest in [*work.glob("checkpoint*"), *work.glob(".*.partial*")]:  # the latter of killed processes
             rest.unlink(missing_ok=True)
-        if target.exists():
-            shutil.rmtree(target)
+        if target.is_dir():
+            target.rmdir()  # empty, or _there would have said so
         work.replace(target)
-    print(f"{run}: {target / 'result.json'}")
+    record = json.loads((target / "result.json").read_text(encoding="utf-8"))
+    score, seconds = record["metrics"]["default"]["mAP"], record["provenance"]["wall_seconds"]
+    print(f"{run!s:<34} mAP {score:.3f}  {seconds:.0f} s", flush=True)
     return target
 
 
-def prepare(profile: str, dataset: str, data_root: str = "") -> Path:
-    """Build the decoded cache and the caption embeddings that a profile needs, and stamp them as complete."""
+def _there(run: Run, settings: dict, target: Path, keep: bool) -> bool:
+    """Whether the folder holds the run's result; what holds another's is set aside, what holds no result is refused."""
+    if target.is_dir() and any(target.iterdir()) and not (target / "result.json").exists():
+        raise HamletError(f"{target} holds other files than a result; name an empty or a new folder")
+    state, why = check_result(run, settings=settings, folder=target)
+    if state == "sound" or (state == "stale" and keep):
+        print(f"{run}: there already, nothing to do{f' (kept: {why})' if why else ''}")
+        return True
+    if state == "broken" and "another run" not in why:
+        raise HamletError(f"{target} holds a result that may not be used: {why}")
+    if state != "absent":
+        print(f"{run}: {why}; set aside: {aside(target, 'previous')}", flush=True)
+    return False
+
+
+def prepare(profile: str, dataset: str, data_root: str = "") -> None:
+    """Build the decoded cache and the caption embeddings that a profile's runs need."""
     from hamlet.distillation import encode_text
 
-    loaded = workflow.load_profile(profile)
-    settings = loaded["parameters"] | loaded["datasets"].get(dataset, {})
+    loaded = profiles.load_profile(profile)
+    settings = loaded["parameters"] | loaded["datasets"].get(profiles.kind(dataset), {})
     data = load_data(dataset, settings, data_root)
-    if settings["text_guidance"] > 0 or settings["text_alignment"] > 0:
-        encode_text(data.train.captions)
-    path = workflow.stamp(profile, dataset)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(
-        path, {"dataset_hash": data.content_hash, "images": {k: len(v) for k, v in data.splits.items()}}
-    )
-    print(f"{dataset}: {path}")
-    return path
+    if any(settings[weight] > 0 for weight in profiles.TEXT_WEIGHTS):
+        encode_text(data.train.captions, settings["text_teacher"])
+    print(f"{dataset}: {data.content_hash}", {name: len(split) for name, split in data.splits.items()})
 
 
-def _override(text: str) -> tuple[str, object]:
+def override(text: str) -> tuple[str, object]:
+    """("epochs", 3) from "epochs=3"; HamletError with the valid names for anything else."""
     name, equals, value = text.partition("=")
     if not equals:
-        raise argparse.ArgumentTypeError(f"expected name=value, got {text!r}; names: {', '.join(FIELDS)}")
-    kind = FIELDS[name][0] if name in FIELDS else str
-    try:
-        return name, yaml.safe_load(value) if kind in (bool,) or value == "null" else kind(value)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{name}: {error}") from error
+        raise HamletError(f"--set {text!r}: expected name=value; names: {', '.join(FIELDS)}")
+    profiles.one_of(name, FIELDS, "parameter", f"--set {text!r}")
+    kinds = FIELDS[name].kind if isinstance(FIELDS[name].kind, tuple) else (FIELDS[name].kind,)
+    plain = {"true": True, "false": False, "null": None}
+    typed: object = plain[value.lower()] if value.lower() in plain and kinds != (str,) else value
+    for number in {int, float} & {*kinds}:
+        try:
+            typed = number(value)
+        except ValueError:
+            continue
+    return name, FIELDS[name].check(name, typed, f"--set {text!r}")
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """The command line: --help says what it takes."""
     parser = argparse.ArgumentParser(
         prog="python -m hamlet.artifact.run", description=__doc__.splitlines()[0]
     )
     parser.add_argument("action", nargs="?", default="run", choices=("run", "prepare", "notebook"))
-    parser.add_argument("name", nargs="?", help="the notebook, for the action notebook")
+    parser.add_argument("name", nargs="?", default="", help="the notebook, for the action notebook")
     parser.add_argument("--profile", default="quick", help="one of workflow/*.yaml")
     parser.add_argument("--dataset", default="scenes")
     parser.add_argument("--model", default="hamlet_resnet18")
-    parser.add_argument("--variant", default="default", choices=workflow.VARIANTS)
+    parser.add_argument("--variant", default="default", help="one of workflow/variants.yaml")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data-root", default="", help="folder that holds data sets (also: HAMLET_DATA)")
     parser.add_argument(
-        "--data-root", default=os.environ.get("HAMLET_DATA", ""), help="folder that holds data sets"
+        "--output", default="", help="result folder; needed with --set: no profile is altered"
     )
-    parser.add_argument(
-        "--output", default="", help="result folder; needed with --set, so that no profile is altered"
-    )
-    parser.add_argument(
-        "--set", type=_override, action="append", default=[], metavar="NAME=VALUE", dest="overrides"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
+    parser.add_argument("--keep", action="store_true", help="a result made by other code counts as there")
+    parser.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--traceback", action="store_true", help="show the whole error")
     given = parser.parse_args(arguments)
     if given.overrides and not given.output:
         parser.error("--set makes another experiment than the profile: name its folder with --output")
-    try:
+    if given.with_parent:
+        end_with_parent()
+    with one_line(arguments):
         if given.action == "prepare":
             prepare(given.profile, given.dataset, given.data_root)
         elif given.action == "notebook":
-            workflow.load_profile(given.profile)
+            profiles.load_profile(given.profile)
             folder = paths.output_root() / "logs" / given.profile / given.dataset
             asked = {"profile": given.profile, "dataset": given.dataset}
-            execute(given.name or "", folder / f"{given.name}.ipynb", asked)
+            execute(given.name, folder / f"{given.name}.ipynb", asked)
         else:
             run = Run(given.profile, given.dataset, given.model, given.variant, given.seed)
-            make(
-                run,
-                given.data_root,
-                dict(given.overrides),
-                str(Path(given.output).resolve()) if given.output else "",
-            )
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+            output = str(Path(given.output).resolve()) if given.output else ""
+            make(run, given.data_root, dict(map(override, given.overrides)), output, given.keep)
 
 
 if __name__ == "__main__":

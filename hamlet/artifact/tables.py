@@ -1,18 +1,194 @@
-"""Tables 1 and 2 with the report's rows, order, columns and decimals, and the tables around them.
+"""From loaded results to tables: summaries (tidy frames of floats, which figures draw too), Tables 1 to 4, and files.
 
-Each function turns a summary of hamlet.artifact.results into a frame of strings, exactly as `report.write_table` writes
-it; an empty string is a value that no run produced.
+Every number is measured and stored, or labelled as reported. Summaries are rounded to DIGITS significant digits and
+printed cells to the decimals of their column, so that no file depends on a processor's linear algebra. A table is a
+frame of strings, exactly as `write_table` writes it; an empty string is a value that no run produced.
 """
 
-from collections.abc import Iterable
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pandas as pd
+from IPython.display import HTML
 
-from hamlet.artifact.results import ACCURACY, EFFICIENCY, labels, printed
+from hamlet import paths
+from hamlet import statistics as st
+from hamlet.artifact.paper import backbone_of, expected_rows, is_reported, reported
+from hamlet.artifact.results import ACCURACY
+
+DIGITS = 10  # significant, of a summary's floats
+RESAMPLES = 2_000  # of the queries, for a half width of four printed decimals
+EFFICIENCY = {
+    "Inference time (ms)": "latency_ms",
+    "Memory (MB)": "memory_mb",
+    "Parameters (M)": "parameters_m",
+}
+COSTS = EFFICIENCY | {"Multiply-adds (G)": "macs_g", "Descriptor (bytes)": "descriptor_bytes"}
+FOREIGN = "The report names neither its data set nor its GPU, so a difference is no error of either side."
+SECTION_3_3 = [
+    ("HAMLET_MobileNetV3", "HAMLET_ResNet18"),
+    ("SPARSE_ResNet18", "HAMLET_ResNet18"),
+    ("SPARSE_MobileNetV3", "HAMLET_MobileNetV3"),
+]
+LATEX = str.maketrans({c: "\\" + c for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\^{}"})
 
 
-def _fixed(values: Iterable[float], decimals: int, sign: str = "") -> list[str]:
+def rounded(frame: pd.DataFrame, digits: int = DIGITS) -> pd.DataFrame:
+    """The frame with its float columns at ``digits`` significant digits."""
+    floats = frame.select_dtypes("float").columns
+    return frame.assign(**{name: frame[name].map(lambda v: float(f"{v:.{digits}g}")) for name in floats})
+
+
+def fixed(values: Iterable[float], decimals: int, sign: str = "") -> list[str]:
+    """Numbers as text with ``decimals``; "" for a missing one."""
     return ["" if pd.isna(value) else f"{value:{sign}.{decimals}f}" for value in values]
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file whole or not at all."""
+    with paths.replacing(path) as partial:
+        partial.write_bytes(content)
+    return path
+
+
+def write_table(frame: pd.DataFrame, stem: Path, caption: str, remarks: Iterable[str] = ()) -> list[Path]:
+    """Write ``stem`` as .csv, .md and .tex; the same frame gives the same bytes."""
+    stem, remarks = Path(stem), list(remarks)
+    lines = [f"**{stem.name}.** {caption}", frame.to_markdown(index=False, disable_numparse=True)]
+    lines += ["\n".join(f"- {remark}" for remark in remarks)] if remarks else []
+    tex_caption = " ".join([caption, *remarks]).translate(LATEX)
+    tex = frame.to_latex(index=False, escape=True, caption=tex_caption, label=f"tab:{stem.name}", na_rep="")
+    contents = {".csv": frame.to_csv(index=False), ".md": "\n\n".join(lines) + "\n", ".tex": tex}
+    return [write_bytes(stem.with_name(stem.name + end), text.encode()) for end, text in contents.items()]
+
+
+def shown(frame: pd.DataFrame) -> HTML:
+    """A table for a notebook: wrapped within the page, every row, and no name read as a formula."""
+    style = "text-align: left; max-width: 24em; white-space: "
+    with pd.option_context("display.html.use_mathjax", False, "display.max_colwidth", None):
+        text = frame.to_html(index=False, border=0, na_rep="")
+    text = re.sub(r"(<tr>\s*)<td>", rf'\1<td style="{style}nowrap">', text)
+    return HTML(re.sub(r"<(td|th)>", rf'<\1 style="{style}normal">', text))
+
+
+def identity(run: str, label: str) -> dict:
+    """run, model (its label), group ("report": a row of the report or its method; else "control"), backbone."""
+    group = "report" if is_reported(label) else "control"
+    return {"run": run, "model": label, "group": group, "backbone": backbone_of(label)}
+
+
+def printed(kind: str, label: str, column: int) -> str:
+    """The report's digits as printed, its columns taken in its order; "" for a row that it lacks."""
+    table = reported(kind)
+    return table.loc[label].iloc[column] if label in table.index else ""
+
+
+def _reported_value(kind: str, label: str, column: int) -> float:
+    return float(printed(kind, label, column) or "nan")
+
+
+def t_half_width(values: pd.Series) -> float:
+    """Half of the 95% Student interval of the mean over seeds; NaN below two values."""
+    if len(values) < 2:
+        return float("nan")
+    interval = st.t_interval(values)
+    return (interval.high - interval.low) / 2
+
+
+def _query_half_widths(rows: pd.DataFrame) -> pd.Series:
+    """Half of the 95% bootstrap interval over the default protocol's queries, each first averaged over seeds."""
+    if rows.empty:
+        return pd.Series(float("nan"), index=ACCURACY)
+    frames = pd.concat([pd.read_parquet(folder / "per_query.parquet") for folder in rows["folder"]])
+    frames = frames[frames["protocol"] == "default"].rename(columns={"AP": "mAP"})
+    means = frames.groupby("query")[ACCURACY].mean().dropna()
+    draws = st.bootstrap_means([means[metric].to_numpy()[None] for metric in ACCURACY], resamples=RESAMPLES)
+    intervals = [st.percentile_interval(means[m].mean(), d) for m, d in zip(ACCURACY, draws.T, strict=True)]
+    return pd.Series([(interval.high - interval.low) / 2 for interval in intervals], index=ACCURACY)
+
+
+def accuracy_summary(results: pd.DataFrame) -> pd.DataFrame:
+    """One row per run and metric: `identity`, metric, mean, seeds, lowest_seed, highest_seed, seed_half_width
+    (95% t), query_half_width (95% bootstrap), reported (NaN for controls). A run without results has NaN and 0
+    seeds."""
+    rows = []
+    for run, label in expected_rows(results["run"]).items():
+        found = results[results["run"] == run]
+        over_queries = _query_half_widths(found)
+        for column, metric in enumerate(ACCURACY):
+            row = {"metric": metric, "mean": found[metric].mean(), "seeds": len(found)}
+            row |= {"lowest_seed": found[metric].min(), "highest_seed": found[metric].max()}
+            row |= {"seed_half_width": t_half_width(found[metric]), "query_half_width": over_queries[metric]}
+            row["reported"] = _reported_value("accuracy", label, column)
+            rows.append(identity(run, label) | row)
+    return rounded(pd.DataFrame(rows))
+
+
+def efficiency_summary(efficiency: dict) -> pd.DataFrame:
+    """One row per run: `identity`, the values of COSTS, latency_ms_q25, latency_ms_q75, and reported_<quantity> for
+    the three that the report gives; NaN where not measured."""
+    rows = []
+    for run, label in expected_rows(efficiency["models"]).items():
+        row = identity(run, label) | efficiency["models"].get(run, {})
+        row["parameters_m"] = row.pop("parameters", float("nan")) / 1e6
+        row["macs_g"] = row.pop("macs", float("nan")) / 1e9
+        for column, quantity in enumerate(EFFICIENCY.values()):
+            row[f"reported_{quantity}"] = _reported_value("efficiency", label, column)
+        rows.append(row)
+    return rounded(pd.DataFrame(rows))
+
+
+def notes(results: pd.DataFrame, efficiency: dict | None = None) -> list[str]:
+    """Why a cell is empty or weaker than its neighbours: a sentence per run."""
+    seeds, told = set(results["seed"]), []
+    for run, label in expected_rows(results["run"]).items():
+        lacking = sorted(seeds - set(results.loc[results["run"] == run, "seed"]))
+        if len(lacking) == len(seeds):
+            told.append(f"{label}: empty, because no finished run named {run} is stored.")
+        elif efficiency is not None and run not in efficiency["models"]:
+            told.append(f"{label}: empty, because it finished after the cost was measured.")
+        elif efficiency is None and lacking:
+            told.append(
+                f"{label}: mean without seed {', '.join(map(str, lacking))}, of which nothing is stored."
+            )
+    if len(seeds) == 1 and efficiency is None:
+        told.append("One seed was run, so there is no spread over seeds.")
+    if "stale" in results and results["stale"].any():
+        old = results.loc[results["stale"], "label"]
+        names = "all runs" if len(old) == len(results) else ", ".join(dict.fromkeys(old))
+        told.append(f"Made by other code than the present, {len(old)} of {len(results)} runs: {names}.")
+    return told
+
+
+def _provenance(records: list[dict]) -> str:
+    def listed(key: str) -> str:
+        return ", ".join(sorted({str(record.get(key) or "unknown")[:60] for record in records}))
+
+    commits = ", ".join(sorted({(record.get("commit") or "unknown")[:10] for record in records}))
+    changed = " with uncommitted changes" if any(record.get("dirty") for record in records) else ""
+    return f"Device: {listed('device')}; threads: {listed('threads')}; commit: {commits}{changed}."
+
+
+def accuracy_caption(results: pd.DataFrame) -> str:
+    """What was measured on what, with which seeds, where and by which commit."""
+    run, seeds = results["result"].iloc[0]["run"], ", ".join(map(str, sorted(set(results["seed"]))))
+    text = (
+        f"Retrieval accuracy, measured: data set {run['dataset']}, profile {run['profile']}, default protocol"
+    )
+    over = f"mean over seeds {seeds}" if "," in seeds else f"seed {seeds} alone"
+    return f"{text}, {over}. {_provenance([kept['provenance'] for kept in results['result']])}"
+
+
+def efficiency_caption(efficiency: dict) -> str:
+    """The same of the costs."""
+    given = efficiency["parameters"]
+    text = f"Cost of describing one image, measured with the weights of {given['dataset']}, profile "
+    text += (
+        f"{given['profile']}: batch 1, {given['image_size']} px, median over {given['images']} query images. "
+    )
+    return f"{text}Memory: {given['memory']} {_provenance([efficiency['provenance']])}"
 
 
 def _group(summary: pd.DataFrame, group: str | None) -> pd.DataFrame:
@@ -23,7 +199,7 @@ def accuracy_table(summary: pd.DataFrame, group: str | None = "report") -> pd.Da
     """Table 1 from `accuracy_summary`: Model, mAP, P@1, P@5, P@10 with 4 decimals. group: "report" (the
     report's rows), "control" or None (both)."""
     rows = _group(summary, group)
-    cells = {metric: _fixed(rows.loc[rows["metric"] == metric, "mean"], 4) for metric in ACCURACY}
+    cells = {metric: fixed(rows.loc[rows["metric"] == metric, "mean"], 4) for metric in ACCURACY}
     return pd.DataFrame({"Model": rows["model"].unique(), **cells})
 
 
@@ -31,7 +207,7 @@ def efficiency_table(summary: pd.DataFrame, group: str | None = "report") -> pd.
     """Table 2 from `efficiency_summary`: Model and the report's three columns with 2 decimals."""
     rows = _group(summary, group)
     return pd.DataFrame(
-        {"Model": rows["model"], **{name: _fixed(rows[key], 2) for name, key in EFFICIENCY.items()}}
+        {"Model": rows["model"], **{name: fixed(rows[key], 2) for name, key in EFFICIENCY.items()}}
     )
 
 
@@ -39,13 +215,13 @@ def efficiency_details(summary: pd.DataFrame) -> pd.DataFrame:
     """Every run, with the quartiles, multiply-adds and descriptor bytes that Table 2 leaves out."""
     table = efficiency_table(summary, None)
     table.insert(2, "Quartiles (ms)", _quartiles(summary))
-    table["Multiply-adds (G)"] = _fixed(summary["macs_g"], 3)
-    table["Descriptor (bytes)"] = _fixed(summary["descriptor_bytes"], 0)
+    table["Multiply-adds (G)"] = fixed(summary["macs_g"], 3)
+    table["Descriptor (bytes)"] = fixed(summary["descriptor_bytes"], 0)
     return table
 
 
 def _quartiles(summary: pd.DataFrame) -> list[str]:
-    low, high = (_fixed(summary[f"latency_ms_{end}"], 2) for end in ("q25", "q75"))
+    low, high = (fixed(summary[f"latency_ms_{end}"], 2) for end in ("q25", "q75"))
     return [f"{a} to {b}" if a else "" for a, b in zip(low, high, strict=True)]
 
 
@@ -56,11 +232,11 @@ def accuracy_vs_reported(summary: pd.DataFrame) -> pd.DataFrame:
     cells = zip(rows["model"], rows["metric"], strict=True)
     columns = {
         "Reported": [printed("accuracy", model, ACCURACY.index(metric)) for model, metric in cells],
-        "Measured mean": _fixed(rows["mean"], 4),
-        "± over seeds": _fixed(rows["seed_half_width"], 4),
-        "± over queries": _fixed(rows["query_half_width"], 4),
+        "Measured mean": fixed(rows["mean"], 4),
+        "± over seeds": fixed(rows["seed_half_width"], 4),
+        "± over queries": fixed(rows["query_half_width"], 4),
         "Seeds": rows["seeds"].astype(str),
-        "Difference": _fixed(rows["mean"] - rows["reported"], 4, "+"),
+        "Difference": fixed(rows["mean"] - rows["reported"], 4, "+"),
     }
     return pd.DataFrame({"Model": rows["model"], "Metric": rows["metric"], **columns})
 
@@ -71,10 +247,10 @@ def efficiency_vs_reported(summary: pd.DataFrame) -> pd.DataFrame:
     for column, (name, key) in enumerate(EFFICIENCY.items()):
         cells = {"Model": rows["model"], "Quantity": name}
         cells["Reported"] = [printed("efficiency", model, column) for model in rows["model"]]
-        cells["Measured"] = _fixed(rows[key], 2)
+        cells["Measured"] = fixed(rows[key], 2)
         cells["Quartiles over images"] = _quartiles(rows) if key == "latency_ms" else ""
-        cells["Difference"] = _fixed(rows[key] - rows[f"reported_{key}"], 2, "+")
-        cells["Measured / reported"] = _fixed(rows[key] / rows[f"reported_{key}"], 2)
+        cells["Difference"] = fixed(rows[key] - rows[f"reported_{key}"], 2, "+")
+        cells["Measured / reported"] = fixed(rows[key] / rows[f"reported_{key}"], 2)
         tables.append(pd.DataFrame(cells))
     return pd.concat(tables).sort_index(kind="stable").reset_index(drop=True)
 
@@ -83,18 +259,13 @@ def ratio_table(
     summary: pd.DataFrame, numerator: str = "HAMLET", denominator: str = "SPARSE"
 ) -> pd.DataFrame:
     """What one method costs in terms of another on each backbone, reported and measured, 2 decimals."""
-    quantities = {**EFFICIENCY, "Multiply-adds (G)": "macs_g", "Descriptor (bytes)": "descriptor_bytes"}
     rows, tables = summary.set_index("model"), []
-    for backbone in ("ResNet18", "MobileNetV3"):
+    for backbone in summary.loc[summary["group"] == "report", "backbone"].unique():
         top, bottom = rows.loc[f"{numerator}_{backbone}"], rows.loc[f"{denominator}_{backbone}"]
-        measured = [top[key] / bottom[key] for key in quantities.values()]
-        names = [f"reported_{key}" for key in quantities.values()]
-        reported = [top[key] / bottom[key] if key in rows else float("nan") for key in names]
-        cells = {
-            "Quantity": list(quantities),
-            "Reported": _fixed(reported, 2),
-            "Measured": _fixed(measured, 2),
-        }
+        names = [f"reported_{key}" for key in COSTS.values()]
+        told = [top[key] / bottom[key] if key in rows else float("nan") for key in names]
+        cells = {"Quantity": list(COSTS), "Reported": fixed(told, 2)}
+        cells["Measured"] = fixed([top[key] / bottom[key] for key in COSTS.values()], 2)
         tables.append(pd.DataFrame({"Ratio": f"{numerator} / {denominator}, {backbone}", **cells}))
     return pd.concat(tables, ignore_index=True)
 
@@ -108,7 +279,7 @@ def protocol_table(results: pd.DataFrame) -> pd.DataFrame:
     for protocol in sorted(protocols):
         name, key = ("HAP", "HAP") if protocol == "hierarchical" else (f"mAP {protocol}", "mAP")
         measured[name] = [kept["metrics"].get(protocol, {}).get(key) for kept in results["result"]]
-    return _means(measured, labels(results["run"]))
+    return _means(measured, expected_rows(results["run"]))
 
 
 def equal_bytes_table(results: pd.DataFrame) -> pd.DataFrame | None:
@@ -123,24 +294,16 @@ def equal_bytes_table(results: pd.DataFrame) -> pd.DataFrame | None:
     measured = measured.join(
         cut[[metric for metric in ACCURACY if metric in cut]].add_suffix(", equal bytes")
     )
-    return _means(
-        measured, {run: label for run, label in labels(kept["run"]).items() if run in set(kept["run"])}
-    )
+    names = expected_rows(kept["run"])
+    return _means(measured, {run: name for run, name in names.items() if run in set(kept["run"])})
 
 
 def _means(measured: pd.DataFrame, rows: dict[str, str]) -> pd.DataFrame:
     """Means over seeds as text, a row per entry of ``rows`` (run -> label)."""
     means = measured.astype(dict.fromkeys(measured.columns.drop("run"), float)).groupby("run").mean()
-    means = means.reindex(list(rows))
-    cells = {name: _fixed(means[name], 0 if "bytes)" in name else 4) for name in means}
+    means = rounded(means.reindex(list(rows)))
+    cells = {name: fixed(means[name], 0 if "bytes)" in name else 4) for name in means}
     return pd.DataFrame({"Model": list(rows.values()), **cells})
-
-
-SECTION_3_3 = [
-    ("HAMLET_MobileNetV3", "HAMLET_ResNet18"),
-    ("SPARSE_ResNet18", "HAMLET_ResNet18"),
-    ("SPARSE_MobileNetV3", "HAMLET_MobileNetV3"),
-]
 
 
 def tradeoff_table(data: pd.DataFrame) -> pd.DataFrame:
@@ -149,9 +312,33 @@ def tradeoff_table(data: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame({"Comparison": [f"{model} against {base}" for model, base in SECTION_3_3]})
     for key, name in (("mAP", "mAP"), ("latency_ms", "Inference time")):
         for source in ("reported", "measured"):
-            values = data[data["source"] == source].set_index("model")[key]
-            changes = [
-                100 * (values.get(m, float("nan")) / values.get(b, float("nan")) - 1) for m, b in SECTION_3_3
-            ]
-            table[f"{name}, {source} (%)"] = _fixed(changes, 1, "+")
+            values, nan = data[data["source"] == source].set_index("model")[key], float("nan")
+            changes = [100 * (values.get(m, nan) / values.get(b, nan) - 1) for m, b in SECTION_3_3]
+            table[f"{name}, {source} (%)"] = fixed(changes, 1, "+")
     return table
+
+
+def records_table(files: Iterable[Path]) -> pd.DataFrame:
+    """A row for each set of metrics in JSON ``files`` (cross-modal results, caption qualities): "What" joins the keys
+    that lead to it, then R@k, median rank, mAP and whatever else of numbers it holds."""
+    rows = [
+        {"What": ", ".join(path).replace("_", " ") or file.stem, **values}
+        for file in files
+        for path, values in _metrics(json.loads(Path(file).read_text(encoding="utf-8")), [])
+    ]
+    table = pd.DataFrame(rows, columns=None if rows else ["What", "mAP"])
+    whole = {"queries", "median_rank", "classes", "seed", "seeds"}
+    cells = {name: fixed(table[name].astype(float), 0 if name in whole else 4) for name in table.columns[1:]}
+    return table[["What"]].assign(**cells).rename(columns=lambda name: name.replace("_", " "))
+
+
+def _metrics(record: dict, path: list[str]) -> Iterator[tuple[list[str], dict[str, float]]]:
+    if "mAP" in record:
+        yield (
+            path,
+            {k: v for k, v in record.items() if isinstance(v, int | float) and not isinstance(v, bool)},
+        )
+        return
+    for key, value in record.items():
+        if isinstance(value, dict) and key not in ("provenance", "parameters"):
+            yield from _metrics(value, [*path, key])

@@ -1,106 +1,49 @@
-"""Decode once: uint8 images in a memory-mapped .npy under ``hamlet.paths.cache_dir()``.
-
-Recipe: first frame, EXIF orientation applied, transparency laid on white, 16-bit greys divided by 257, RGB;
-then the centre square of side min(width, height) is resampled to size x size (Pillow bicubic, antialiased),
-which is "shorter side to ``size``, centre crop" in one resampling. A JPEG whose sides are both
-8 x size or more is first scaled down by the decoder, to no less than 4 x size.
+"""Decode once: uint8 images in a memory-mapped .npy under ``hamlet.paths.cache_dir()``, and hashes of files.
 
 An array is known by what went into it (SHA-256 of the files in order, recipe, size). It is written under a
-``.partial`` name while a file lock is held and renamed when complete: two processes build it once, and a
-killed one leaves nothing that anyone would read; the next build sweeps its remains away.
+``.partial`` name while a file lock is held and renamed when complete: two processes build it once, and a killed one
+leaves nothing that anyone would read. The SHA-256 of its pixels lies beside it and is compared once per process:
+an array with flipped bits or a part missing is made again.
 """
 
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import PIL
 from filelock import FileLock, Timeout
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from hamlet import paths
-from hamlet.data.dataset import DataError
+from hamlet.data.decode import RECIPE, ImageError, decode_many
+from hamlet.errors import DataError
 
-RECIPE = f"centre-square bicubic white 1 / Pillow {PIL.__version__}"
+__all__ = ["RECIPE", "FileRecord", "cached", "decode_all"]
+
 RACY_NS = 2_000_000_000  # a file touched this lately could change again within the same time stamp
-CHUNK = 256  # images decoded ahead of the writer, so that memory stays flat
-
-
-class BrokenImagesError(DataError):
-    """Images that do not decode; ``reasons`` maps path to reason."""
-
-    def __init__(self, name: str, reasons: dict[str, str]):
-        self.reasons = reasons
-        listed = "; ".join(f"{path} ({why})" for path, why in list(reasons.items())[:5])
-        super().__init__(f"{name}: {len(reasons)} image(s) do not decode: {listed}. Replace or remove them.")
-
-
-def fit(image: Image.Image, size: int) -> np.ndarray:
-    """Centre square of an RGB image, resampled to uint8 (size, size, 3)."""
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit greys; Pillow's own conversion would clip them at 255
-        grey = np.asarray(image, dtype=np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError("integer pixels outside 0..65535")
-        image = Image.fromarray((grey // 257).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point pixels have no defined range; save as 8 or 16 bit")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def decode(path: Path, size: int) -> np.ndarray:
-    """Read one image file into uint8 (size, size, 3), RGB, by the module's recipe."""
-    with Image.open(path) as image:
-        image.draft(None, (4 * size, 4 * size))
-        return fit(_to_rgb(ImageOps.exif_transpose(image)), size)
-
-
-def _try_decode(path: Path, size: int) -> np.ndarray | str:
-    try:
-        return decode(path, size)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's plugins raise many types; the reason is always reported
-        return f"{type(error).__name__}: {error}".replace(str(path), path.name)
+_sound: dict[tuple, str] = {}  # pixel hashes of the arrays compared in this process, by file stamp
 
 
 def decode_all(name: str, root: Path, files: Sequence[str], size: int) -> Iterator[np.ndarray]:
-    """Decode ``files`` below ``root`` in order, by threads (Pillow frees the lock), with time left shown.
+    """Decode ``files`` below ``root`` in order, with time left shown.
 
-    Raises BrokenImagesError naming every file that does not decode, after all have been tried.
+    Raises DataError naming the files that do not decode, after all have been tried.
     """
-    broken: dict[str, str] = {}
-    bar = tqdm(total=len(files), desc=f"{name}: decoding at {size} px", unit="image", disable=None, delay=1)
-    workers = min(
-        8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    with bar, ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(files), CHUNK):
-            part = files[start : start + CHUNK]
-            results = pool.map(lambda file: _try_decode(root / file, size), part)
-            for file, result in zip(part, results, strict=True):
-                bar.update()
-                if isinstance(result, str):
-                    broken[file] = result
-                elif not broken:
-                    yield result
+    broken: list[str] = []
+    results = decode_many([root / file for file in files], size)
+    bar = tqdm(results, f"{name}: decoding at {size} px", len(files), unit="image", disable=None, delay=1)
+    for file, result in zip(files, bar, strict=True):
+        if isinstance(result, ImageError):
+            broken.append(f"{file} ({result.reason})")
+        elif not broken:
+            yield result
     if broken:
-        raise BrokenImagesError(name, broken)
+        listed = "; ".join(broken[:5])
+        raise DataError(f"{name}: {len(broken)} image(s) do not decode: {listed}. Replace or remove them.")
 
 
 def _sweep(folder: Path) -> None:
@@ -130,49 +73,58 @@ def _write(array: Path, count: int, size: int, rows: Iterable[np.ndarray]) -> No
             os.fsync(out.fileno())
         if written != count:
             raise DataError(f"{array.name}: {written} images made, {count} expected")
-        write_json(array.with_suffix(".json"), {"pixels": digest.hexdigest(), "count": count, "size": size})
+        paths.write_json(array.with_suffix(".json"), {"pixels": digest.hexdigest()})
         os.replace(partial, array)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def cached(
-    stem: str, key: str, count: int, size: int, rows: Callable[[], Iterable[np.ndarray]]
-) -> tuple[np.ndarray, str]:
-    """Read-only uint8 (count, size, size, 3) and the SHA-256 of its pixels; built by ``rows()`` once.
+def _read(array: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, str] | None:
+    """The array and the SHA-256 of its pixels; None unless it is there and what its record says."""
+    try:
+        recorded = json.loads(array.with_suffix(".json").read_text())["pixels"]
+        images, info = np.load(array, mmap_mode="r", allow_pickle=False), array.stat()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        images, recorded, info = None, None, None
+    if images is not None and images.shape == shape and images.dtype == np.uint8:
+        stamp = (array, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
+        if stamp not in _sound:
+            _sound[stamp] = hashlib.sha256(images.data).hexdigest()
+        if _sound[stamp] == recorded:
+            return images, recorded
+    warnings.warn(f"{array} was damaged; its images are made again", stacklevel=4)
+    return None
+
+
+def cached(stem: str, key: str, count: int, size: int, rows: Iterable[np.ndarray]) -> tuple[np.ndarray, str]:
+    """Read-only uint8 (count, size, size, 3) and the SHA-256 of its pixels; ``rows`` is consumed only to build it.
 
     ``key``: hex digest of everything the pixels depend on besides ``size``.
     """
     folder = paths.cache_dir() / "images"
     folder.mkdir(parents=True, exist_ok=True)
-    array = folder / f"{stem}-{size}-{key[:24]}.npy"
-    if not array.exists():
+    array, shape = folder / f"{stem}-{size}-{key[:24]}.npy", (count, size, size, 3)
+    if (found := _read(array, shape)) is None:
         _sweep(folder)
         with FileLock(array.with_suffix(".lock")):
-            if not array.exists():  # another process may have built it while this one waited
-                _write(array, count, size, rows())
-    images = np.load(array, mmap_mode="r", allow_pickle=False)
-    if images.shape != (count, size, size, 3) or images.dtype != np.uint8:
-        raise DataError(f"{array} holds {images.dtype} {images.shape}; delete it and run again")
-    return images, json.loads(array.with_suffix(".json").read_text())["pixels"]
-
-
-def decoded(name: str, root: Path, files: Sequence[str], digests: Sequence[str], size: int) -> np.ndarray:
-    """The cached array of ``files`` below ``root``, keyed by their ``digests`` in order, recipe and size."""
-    key = hashlib.sha256("\n".join([RECIPE, *digests]).encode()).hexdigest()
-    return cached(name, key, len(files), size, lambda: decode_all(name, root, files, size))[0]
-
-
-def write_json(path: Path, content: object) -> None:
-    """Replace ``path`` in one step; the caller holds the lock that guards it."""
-    with paths.replacing(path) as partial:
-        partial.write_text(json.dumps(content))
+            if (
+                not array.exists() or _read(array, shape) is None
+            ):  # another process may have built it meanwhile
+                _write(array, count, size, rows)
+        found = _read(array, shape)
+        if found is None:
+            raise DataError(
+                f"{array}: what was just written reads differently; check the disk of HAMLET_CACHE"
+            )
+    return found
 
 
 class FileRecord:
-    """SHA-256 of files below a root, remembered by (size, mtime, ctime), and which of them were broken.
+    """SHA-256 of files below a root, remembered by size, mtime, ctime and inode, and which contents decode.
 
-    The content hash is the truth: the record only saves reading a file again whose stamp is unchanged. A file
+    The content is the truth: the record only saves reading a file again whose stamp is unchanged. A file
     touched within the last two seconds is not remembered, since it could change without a new stamp.
     """
 
@@ -185,46 +137,44 @@ class FileRecord:
     def _read(self) -> dict:
         try:
             record = json.loads(self.path.read_text())
-            return {"files": dict(record["files"]), "broken": list(record["broken"])}
+            return {"files": dict(record["files"]), "decode": list(record["decode"])}
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return {"files": {}, "broken": []}  # a record that is absent or damaged is made anew
+            return {"files": {}, "decode": []}  # a record that is absent or damaged is made anew
 
-    def _update(self, files: dict, broken: Iterable[str]) -> None:
+    def _update(self, files: dict, decode: Iterable[str]) -> None:
         with FileLock(self.path.with_suffix(".lock")):
             record = self._read()
             record["files"].update(files)
-            record["broken"] = sorted({*record["broken"], *broken})
-            write_json(self.path, record)
+            record["decode"] = sorted({*record["decode"], *decode})
+            paths.write_json(self.path, record)
 
     def hashes(self, files: Sequence[str]) -> list[str]:
         """Hex SHA-256 of each file's bytes, in order; unchanged files are not read again."""
         known, fresh, digests = self._read()["files"], {}, []
         now = time.time_ns()
         for file in tqdm(files, desc="hashing", unit="file", disable=None, delay=1):
-            entry = known.get(file)
             try:
-                stat = (self.root / file).stat()
-                stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-                if entry is not None and entry[:3] == stamp:
-                    digests.append(entry[3])
-                    continue
-                with (self.root / file).open("rb") as handle:
-                    entry = [*stamp, hashlib.file_digest(handle, "sha256").hexdigest()]
+                info = (self.root / file).stat()
+                stamp = [info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino]
+                entry = known.get(file)
+                if entry is None or entry[:-1] != stamp:
+                    entry = [*stamp, paths.sha256(self.root / file)]
+                    if max(stamp[1:3]) < now - RACY_NS:
+                        fresh[file] = entry
             except OSError as error:
                 raise DataError(f"{file}: cannot be read below {self.root} ({error.strerror})") from error
-            if max(stamp[1:]) < now - RACY_NS:
-                fresh[file] = entry
-            digests.append(entry[3])
+            digests.append(entry[-1])
         if fresh:
             self._update(fresh, ())
         return digests
 
-    def broken(self, files: Sequence[str], digests: Sequence[str]) -> dict[str, str]:
-        """Files once found broken that still do not decode (they are tried again), with the reason."""
-        known = set(self._read()["broken"])
-        suspects = [file for file, digest in zip(files, digests, strict=True) if digest in known]
-        tried = {file: _try_decode(self.root / file, 8) for file in suspects}
-        return {file: result for file, result in tried.items() if isinstance(result, str)}
-
-    def remember_broken(self, digests: Iterable[str]) -> None:
-        self._update({}, digests)
+    def faults(self, files: Sequence[str], digests: Sequence[str]) -> dict[str, str]:
+        """Files that do not decode, with the reason; a content that decoded once is not tried again."""
+        known = set(self._read()["decode"])
+        tried = {file: digest for file, digest in zip(files, digests, strict=True) if digest not in known}
+        results = decode_many([self.root / file for file in tried], 8)
+        bar = tqdm(results, "checking", len(tried), unit="image", disable=None, delay=1)
+        broken = {f: r.reason for f, r in zip(tried, bar, strict=True) if isinstance(r, ImageError)}
+        if decoded := {digest for file, digest in tried.items() if file not in broken}:
+            self._update({}, decoded)
+        return broken

@@ -1,125 +1,100 @@
-"""Anyone's images: ``<root>/<class>/<image>`` or ``<root>/<coarse>/<class>/<image>``, one or the other.
+"""Anyone's images, in one of these layouts, told apart by what is there:
 
-Optional ``<root>/captions.csv`` with the columns ``file`` (relative to root, "/" between folders) and
-``caption``. Without it the caption is "a photo of a <class>". Hidden names (a leading dot) and the litter of
-file managers (Thumbs.db, desktop.ini, __MACOSX) are not looked at; everything else that is not used is
-listed in ``RetrievalDataset.excluded``.
+- ``<class>/<image>`` or ``<coarse>/<class>/<image>``: cut into train, validation and test by class or by image;
+- ``<train|validation|test>/<class>/<image>`` (val, valid, dev, training, testing too), or with a coarse class between:
+  the splits are kept; a class that occurs in several is one class. Without validation a part of train is held out, by
+  class where test classes are not those of train, else by image;
+- ``labels.csv`` with the columns file, class and, if wanted, split, caption, coarse: the table says it all.
+
+Captions come from ``captions.csv`` (file, caption) or labels.csv, else they are "a photo of a <class>". Everything
+that is not used is listed in ``RetrievalDataset.excluded``; what has no single reading is refused.
 """
 
 import csv
 import hashlib
+import io
 import os
+import re
 import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from hamlet.data import cache
-from hamlet.data.dataset import DataError, Protocol, RetrievalDataset, assemble, content_hash, limited
+from hamlet.data import cache, decode
+from hamlet.data.dataset import Listing, Protocol, Root, in_order, register
+from hamlet.errors import DataError
 
-EXTENSIONS = tuple(".jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .ppm .pgm .pnm .jp2".split())  # noqa: SIM905
-LITTER = frozenset(("thumbs.db", "desktop.ini", "__macosx"))
 TEST, VALIDATION = 0.3, 0.2  # shares of the classes, or of each class's images
+SPLITS = ("train", "validation", "query")
+ALIASES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "query"), "query"),
+}
 PROTOCOLS = {
     "default": Protocol("query", None, "test images, leave-one-out"),
     "validation": Protocol("validation", None, "validation images, leave-one-out"),
 }
-Excluded = list[tuple[str, str]]
 
 
-def scan(root: Path) -> tuple[list[str], Excluded]:
-    """Image files below ``root`` (sorted relative POSIX paths) and what was left out, with the reason.
-
-    Symbolic links are followed; a folder that was already read under another name is left out, so a loop of
-    links ends. Real folders are read before linked ones.
-    """
-    files: list[str] = []
-    excluded: Excluded = []
-    seen = {(root.stat().st_dev, root.stat().st_ino)}
-    pending = [root]
-    while pending:
-        folder, folders, before = pending.pop(0), [], len(files)
-        for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-            name, relative = entry.name, Path(entry.path).relative_to(root).as_posix()
-            if name.startswith(".") or name.lower() in LITTER or relative == "captions.csv":
-                continue
-            try:
-                relative.encode()
-                info = entry.stat()
-            except (UnicodeEncodeError, OSError) as error:
-                excluded.append((ascii(relative), f"unreadable name or link: {error}"))
-                continue
-            if entry.is_dir():
-                folders.append((entry.is_symlink(), relative, (info.st_dev, info.st_ino)))
-            elif entry.is_file() and name.lower().endswith(EXTENSIONS):
-                files.append(relative)
-            else:
-                excluded.append((relative, f"not an image: {Path(name).suffix or 'no'} extension"))
-        for _, relative, identity in sorted(folders):
-            if identity in seen:
-                excluded.append((relative, "link to a folder already read"))
-            else:
-                seen.add(identity)
-                pending.append(root / relative)
-        if len(files) == before and not folders and folder != root:
-            excluded.append((folder.relative_to(root).as_posix(), "empty class"))
-    return sorted(files), excluded
-
-
-def _layout(root: Path, files: list[str]) -> tuple[list[str], Excluded]:
-    """Drop images outside any class folder; refuse a mixture of depths, which no rule could read safely."""
-    outside: Excluded = [(file, "image outside any class folder") for file in files if "/" not in file]
-    files = [file for file in files if "/" in file]
-    by_depth = {file.count("/"): file for file in files}
-    if not files:
-        raise DataError(f"folder: no image below {root}; expected <root>/<class>/<image>")
-    if len(by_depth) > 1 or max(by_depth) > 2:
-        examples = ", ".join(by_depth[depth] for depth in sorted(by_depth))
-        raise DataError(
-            f"folder: images of {root} lie at depths that no one layout explains ({examples}); use "
-            "<root>/<class>/<image> throughout, or <root>/<coarse>/<class>/<image> throughout"
-        )
-    return files, outside
-
-
-def read_captions(root: Path, known: set[str]) -> dict[str, str] | None:
-    """Captions by file from captions.csv, or None without one; errors carry the line.
-
-    ``known``: every image found. Names are compared in Unicode form NFC, since some systems store NFD.
-    """
-    table = root / "captions.csv"
-    if not table.is_file():
-        return None
-    names = {unicodedata.normalize("NFC", file): file for file in known}
-    captions: dict[str, str] = {}
-    lines: dict[str, int] = {}
+def read_table(
+    table: Path, needed: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[tuple[str, dict]]:
+    """("file, line n", {column: text}) of each line of a CSV; what could be misread is an error with the line."""
     try:
-        with table.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle, strict=True)
-            if not {"file", "caption"} <= set(reader.fieldnames or ()):
-                raise DataError(f"{table}: the first line must name the columns file,caption")
-            for row in reader:
-                where, asked = f"{table}, line {reader.line_num}", (row["file"] or "").strip()
-                file = names.get(unicodedata.normalize("NFC", asked))
-                if file is None:
-                    raise DataError(f"{where}: {asked!r} is not an image below {root}")
-                if file in captions:
-                    raise DataError(f"{where}: {file!r} has a caption already, in line {lines[file]}")
-                captions[file], lines[file] = " ".join((row["caption"] or "").split()), reader.line_num
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table}: not a UTF-8 CSV file ({error})") from error
-    return captions
+        raw = table.read_bytes()
+        text = raw.decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{table}: expected a CSV file that can be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise DataError(f"{table}, line {line}: not a UTF-8 CSV file ({error.reason})") from error
+    if (nul := text.find("\0")) >= 0:
+        raise DataError(
+            f"{table}, line {text[:nul].count(chr(10)) + 1}: a NUL byte; save the table as UTF-8 text"
+        )
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        columns = [column.strip() for column in next(reader, [])]
+        if not set(needed) <= set(columns):
+            raise DataError(
+                f"{table}: the first line must name the columns {','.join(needed)}, got {columns}"
+            )
+        if odd := [
+            c for c in columns if columns.count(c) > 1 or (optional and c not in (*needed, *optional))
+        ]:
+            raise DataError(
+                f"{table}, line 1: column {odd[0]!r} is given twice, or none of {*needed, *optional}"
+            )
+        for row in reader:
+            where = f"{table}, line {reader.line_num}"
+            if row and len(row) != len(columns):
+                raise DataError(
+                    f"{where}: {len(row)} cells for {len(columns)} columns; put a text with commas in double quotes"
+                )
+            if row:
+                yield where, dict(zip(columns, (" ".join(cell.split()) for cell in row), strict=True))
+    except csv.Error as error:
+        raise DataError(f"{table}, line {reader.line_num}: not a sound CSV file ({error})") from error
+
+
+def _by_file(table: Path, files: list[str], *columns: Sequence[str]) -> dict[str, dict]:
+    """Rows of a table by image; names are compared in Unicode form NFC, since some systems store NFD."""
+    names, rows = {unicodedata.normalize("NFC", file): file for file in files}, {}
+    for where, row in read_table(table, *columns):
+        file = names.get(unicodedata.normalize("NFC", row["file"]))
+        if file is None:
+            raise DataError(f"{where}: {row['file']!r} is not an image below {table.parent}")
+        if file in rows:
+            raise DataError(f"{where}: {file!r} has a line already, {rows[file]['where'].split(', ')[-1]}")
+        rows[file] = row | {"where": where}
+    return rows
 
 
 def _order(seed: int, items: list[str]) -> list[str]:
     """A repeatable shuffle that depends on nothing but the names and the seed."""
     return sorted(items, key=lambda item: (hashlib.sha256(f"{seed}:{item}".encode()).digest(), item))
-
-
-def coarse_names(classes: list[str]) -> list[str]:
-    """Names of the coarse classes: the parent folders, or the classes themselves in the flat layout."""
-    return sorted({os.path.dirname(name) or name for name in classes})
 
 
 def _parts(items: list[str], n_test: int, n_validation: int) -> dict[str, str]:
@@ -138,7 +113,7 @@ def split_classes(classes: list[str], seed: int) -> dict[str, str]:
     return _parts(_order(seed, classes), max(2, round(TEST * n)), max(2, round(VALIDATION * n)))
 
 
-def split_images(groups: dict[str, list[str]], seed: int) -> dict[str, str]:
+def split_images(groups: dict[str, list[str]], seed: int, test: float = TEST) -> dict[str, str]:
     """Per class: 30% query and 20% validation, each 0 or at least 2, the rest train (at least one).
 
     Classes of two images go to train whole, classes of three to five have no validation images.
@@ -146,92 +121,181 @@ def split_images(groups: dict[str, list[str]], seed: int) -> dict[str, str]:
     result: dict[str, str] = {}
     for files in groups.values():
         n = len(files)
-        n_test = 0 if n < 3 else max(2, round(TEST * n))
+        n_test = 0 if n < 3 or not test else max(2, round(test * n))
         n_validation = 0 if n < 6 else max(2, round(VALIDATION * n))
         result |= _parts(_order(seed, files), n_test, n_validation)
-    if set(result.values()) != {"train", "validation", "query"}:
-        raise DataError(
-            "folder: split_by='image' needs a class with 6 images or more, for train, validation and test"
-        )
+    if "validation" not in result.values():
+        raise DataError("folder: validation images need a class with 6 (training) images or more; add images")
     return result
 
 
-def _rows(captions: dict[str, str], split_by: str, seed: int) -> tuple[pd.DataFrame, list[str], Excluded]:
-    """Rows of all usable files with their splits adjacent, class names, and the images of one-image classes."""
-    groups: dict[str, list[str]] = {}
-    for file in sorted(captions):
-        groups.setdefault(os.path.dirname(file), []).append(file)
-    alone: Excluded = [(g[0], "class with one image") for g in groups.values() if len(g) == 1]
-    groups = {name: files for name, files in groups.items() if len(files) > 1}
-    if len(groups) < 2:
-        raise DataError("folder: retrieval needs at least two classes with two usable images each")
-    if split_by == "class":
-        of_class = split_classes(list(groups), seed)
-        split = {file: of_class[name] for name, files in groups.items() for file in files}
-    else:
-        split = split_images(groups, seed)
-    classes = list(groups)
-    coarse = [coarse_names(classes).index(os.path.dirname(name) or name) for name in classes]
-    rows = [(split[f], f, i, coarse[i], captions[f]) for i, name in enumerate(classes) for f in groups[name]]
-    table = pd.DataFrame(rows, columns=["split", "path", "label", "coarse_label", "caption"])
-    order = table.split.map(["train", "validation", "query"].index)
-    return table.iloc[np.argsort(order, kind="stable")].reset_index(drop=True), classes, alone
+def _hold_out(split: dict[str, str], of_class: dict[str, str], seed: int) -> dict[str, str]:
+    """Given splits without validation: a fifth of train's classes, or of each class's images where test shares them."""
+    train = [file for file in split if split[file] == "train"]
+    classes = {of_class[file] for file in train}
+    if classes & {of_class[file] for file in split if split[file] == "query"}:
+        groups = {name: [file for file in train if of_class[file] == name] for name in classes}
+        return split | split_images(groups, seed, test=0)
+    if len(classes) < 4:
+        raise DataError(
+            f"folder: {len(classes)} training classes are too few to hold two out; add validation/"
+        )
+    held = _order(seed, sorted(classes))[: max(2, round(VALIDATION * len(classes)))]
+    return split | {file: "validation" for file in train if of_class[file] in held}
 
 
-def _captions(root: Path, files: list[str], missing: str) -> tuple[dict[str, str], Excluded]:
-    written = read_captions(root, set(files))
-    without = [] if written is None else [file for file in files if not written.get(file)]
+def _from_folders(root: Path, files: list[str]) -> tuple[dict[str, str], dict[str, str] | None]:
+    """Class path and split of every image below a class folder; splits None where no folder names them."""
+    parts = {file: file.split("/")[:-1] for file in files}
+    tops = {folders[0] for folders in parts.values()}
+    named = {top for top in tops if top.lower() in ALIASES}
+    depths = {len(folders): file for file, folders in parts.items()}
+    deepest, example = max(depths), ", ".join(depths[depth] for depth in sorted(depths))
+    if named and named != tops and deepest > 1:
+        raise DataError(
+            f"folder: {min(named)}/ of {root} names a split but {min(tops - named)}/ does not; rename one, or say it "
+            "in labels.csv (file,class,split)"
+        )
+    splits = bool(named) and named == tops
+    if splits and deepest == 1:
+        raise DataError(
+            f"folder: are {', '.join(sorted(tops))} of {root} classes or splits? say it in labels.csv"
+        )
+    if len(depths) > 1 or deepest > 2 + splits:
+        raise DataError(
+            f"folder: images of {root} lie at depths that no one layout explains ({example}); use <class>/<image> "
+            "throughout, or <coarse>/<class>/<image> throughout, either of them below train/, validation/ and test/"
+        )
+    if not splits:
+        return {file: "/".join(folders) for file, folders in parts.items()}, None
+    called = [ALIASES[top.lower()] for top in tops]
+    if len(set(called)) < len(called) or not {"train", "query"} <= set(called):
+        raise DataError(
+            f"folder: splits {', '.join(sorted(tops))} of {root}; expected train, test and one validation"
+        )
+    return (
+        {file: "/".join(folders[1:]) for file, folders in parts.items()},
+        {file: ALIASES[folders[0].lower()] for file, folders in parts.items()},
+    )
+
+
+def _from_table(rows: dict[str, dict]) -> tuple[dict[str, str], dict[str, str] | None]:
+    """Class path and split of every image of labels.csv."""
+    of_class, split = {}, {}
+    for file, row in rows.items():
+        if not row["class"]:
+            raise DataError(f"{row['where']}: {file!r} has no class")
+        of_class[file] = "/".join(filter(None, (row.get("coarse"), row["class"].replace("/", "_"))))
+        if "split" in row:
+            split[file] = ALIASES.get(row["split"].lower())
+            if split[file] is None:
+                raise DataError(f"{row['where']}: split {row['split']!r} is none of {', '.join(ALIASES)}")
+    if split and not {"train", "query"} <= set(split.values()):
+        raise DataError("folder: the splits of labels.csv must name train and test")
+    return of_class, split or None
+
+
+def _captions(
+    root: Path, of_class: dict[str, str], rows: dict[str, dict], missing: str
+) -> dict[str, str | None]:
+    """A caption for every image, None for those to leave out."""
+    written = {file: row["caption"] for file, row in rows.items() if "caption" in row}
+    if (table := root / "captions.csv").exists():
+        if written:
+            raise DataError(f"{root}: captions stand in labels.csv and in captions.csv; keep one of them")
+        known = _by_file(table, list(of_class), ("file", "caption"))
+        written = {file: row["caption"] for file, row in known.items()} or {"": ""}
+    without = [file for file in of_class if not written.get(file)] if written else []
     if without and missing == "error":
         raise DataError(
-            f"folder: captions.csv has no caption for {len(without)} image(s), first {without[0]}; add them, or pass "
+            f"folder: no caption for {len(without)} image(s), first {without[0]}; add them, or pass "
             "missing_captions='class' (a sentence made from the class name) or 'exclude'"
         )
-    captions = {}
-    for file in sorted({*files} - {*without}) if missing == "exclude" else files:
-        name = os.path.basename(os.path.dirname(file)).replace("_", " ").replace("-", " ").strip()
-        captions[file] = (written or {}).get(file) or f"a photo of a {name}"
-    return captions, [(file, "no caption") for file in without if file not in captions]
+    captions: dict[str, str | None] = {}
+    for file, name in of_class.items():
+        words = name.rsplit("/", 1)[-1].replace("_", " ").replace("-", " ").strip()
+        captions[file] = written.get(file) or f"a photo of a {words}"
+    return captions | (dict.fromkeys(without) if missing == "exclude" else {})
 
 
+def _classes(
+    root: Path, files: list[str]
+) -> tuple[dict[str, str], dict[str, str] | None, dict[str, dict], list]:
+    """Class and split by image, the rows of labels.csv, and what neither folder nor table gives a class."""
+    if not files:
+        raise DataError(f"folder: no image below {root}; expected <root>/<class>/<image>")
+    if (table := root / "labels.csv").exists():
+        rows = _by_file(table, files, ("file", "class"), ("split", "caption", "coarse"))
+        return *_from_table(rows), rows, [(file, "not in labels.csv") for file in files if file not in rows]
+    inside = [file for file in files if "/" in file]
+    if not inside:
+        raise DataError(
+            f"folder: {root} holds images but no classes; put them into <class>/<image> or list them in labels.csv "
+            f"(file,class), or search them without training: hamlet index {root} INDEX"
+        )
+    outside = [(file, "image outside any class folder") for file in files if "/" not in file]
+    return *_from_folders(root, inside), {}, outside
+
+
+@register("folder")
 def load(
-    root: str | Path | None,
-    size: int,
+    root: Root,
     limit: int | None,
     *,
-    split_by: str = "class",
+    split_by: str | None = None,
     seed: int = 0,
     missing_captions: str = "error",
-) -> RetrievalDataset:
-    """Splits train, validation, query by class (disjoint, default) or by image; see the module's docstring.
+    name: str | None = None,
+) -> Listing:
+    """Splits train, validation, query; ``class_names`` are folder paths, below the split where there are splits.
 
-    ``class_names`` are folder paths below root. Left out and listed: images that do not decode, classes with
-    one image, empty classes, files that are no images, repeated links. Raises DataError for what has no
-    single reading.
+    split_by: "class" (disjoint classes, the default) or "image", where the folder names no splits; seed draws them.
+    missing_captions: "error", "class" or "exclude". name: of the data set; by default the folder's own name and the
+    first digits of the content hash, so that two folders are never taken for each other. Left out and listed:
+    images that do not decode, classes with one image, files that are no images, repeated links.
     """
     if root is None:
         raise DataError("folder: name the folder of images with root=...")
-    for value, valid in ((split_by, ("class", "image")), (missing_captions, ("error", "class", "exclude"))):
+    for value, valid in (
+        (split_by, (None, "class", "image")),
+        (missing_captions, ("error", "class", "exclude")),
+    ):
         if value not in valid:
             raise DataError(f"folder: {value!r} is none of {valid}")
+    if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
+        raise DataError(f"folder: name {name!r}; expected letters, digits, '_', '-' and '.'")
     root = Path(root).expanduser().resolve()
-    found, excluded = scan(root)
-    found, outside = _layout(root, found)
-    captions, uncaptioned = _captions(root, found, missing_captions)
-    record = cache.FileRecord(root)
-    known = dict(zip(found, record.hashes(found), strict=True))
-    broken = record.broken(found, list(known.values()))
-    while True:  # ends: every further round knows more broken images
-        usable = {file: caption for file, caption in captions.items() if file not in broken}
-        rows, classes, alone = _rows(usable, split_by, seed)
-        rows = limited(rows, limit)
-        digests = [known[path] for path in rows.path]
-        try:
-            images = cache.decoded("folder", root, rows.path.tolist(), digests, size)
-            break
-        except cache.BrokenImagesError as error:
-            broken |= error.reasons
-            record.remember_broken(known[path] for path in error.reasons)
-    excluded += outside + uncaptioned + alone
+    found, excluded = decode.scan(root)
+    odd = {file for file in found if file.encode(errors="replace").decode() != file}
+    excluded += [(ascii(file), "name is not UTF-8") for file in sorted(odd)]
+    of_class, split, table, outside = _classes(root, [file for file in found if file not in odd])
+    if split and split_by:
+        raise DataError(f"folder: {root} says its splits itself; leave out split_by")
+    captions = _captions(root, of_class, table, missing_captions)
+    record, files = cache.FileRecord(root), [file for file in of_class if captions[file]]
+    digest = dict(zip(files, record.hashes(files), strict=True))
+    broken = record.faults(files, list(digest.values()))
+    groups: dict[str, list[str]] = {}
+    for file in sorted(set(files) - set(broken)):
+        groups.setdefault(of_class[file], []).append(file)
+    alone = [(group[0], "class with one image") for group in groups.values() if len(group) == 1]
+    groups = {key: group for key, group in sorted(groups.items()) if len(group) > 1}
+    if len(groups) < 2:
+        raise DataError("folder: retrieval needs at least two classes with two usable images each")
+    usable = {file: key for key, group in groups.items() for file in group}
+    if split is None and split_by == "image":
+        split = split_images(groups, seed)
+    elif split is None:
+        of_group = split_classes(list(groups), seed)
+        split = {file: of_group[key] for file, key in usable.items()}
+    elif "validation" not in split.values():
+        split = _hold_out({file: split[file] for file in usable}, usable, seed)
+    classes, coarse = list(groups), sorted({os.path.dirname(key) or key for key in groups})
+    rows = pd.DataFrame({"path": usable.keys(), "class": usable.values()})
+    rows["split"], rows["caption"] = rows.path.map(split), rows.path.map(captions)
+    rows["label"] = rows["class"].map(classes.index)
+    rows["coarse_label"] = rows["class"].map(lambda key: coarse.index(os.path.dirname(key) or key))
+    rows["digest"] = rows.path.map(digest)
+    excluded += outside + [(file, "no caption") for file in of_class if captions[file] is None] + alone
     excluded += [(file, f"broken image: {why}") for file, why in sorted(broken.items())]
-    names = (classes, coarse_names(classes))
-    return assemble("folder", rows, images, content_hash(rows, digests), *names, PROTOCOLS, excluded)
+    return Listing(name, in_order(rows, SPLITS), classes, coarse, PROTOCOLS, root, excluded=excluded)

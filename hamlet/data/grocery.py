@@ -2,23 +2,31 @@
 and Semantic Labels", WACV 2019 (MIT licence), in its published layout.
 
 81 classes of fruit, vegetables and cartons. ``classes.csv`` numbers 43 coarse classes (0..42) where the
-publication says 42; the file is followed as it is. The published split shares classes between train and test.
+publication says 42; the file is followed as it is. The published split shares classes between train and test;
+``grocery_unseen`` cuts the same images by class.
 """
 
 import csv
 import hashlib
+import lzma
 import os
 import shutil
-import urllib.error
+import sys
+import tempfile
+import zipfile
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 from filelock import FileLock
 
 from hamlet import paths
-from hamlet.data import archive, cache
-from hamlet.data.dataset import DataError, Protocol, RetrievalDataset, assemble, content_hash, limited
+from hamlet.data import cache
+from hamlet.data.dataset import Listing, Protocol, Root, in_order, register
+from hamlet.errors import DataError
 
+GITHUB = "https://github.com"
 COMMIT = "fc80ba90f803d79d0383df52c5a4ac5de99ff6fc"
 REPOSITORY = "marcusklasson/GroceryStoreDataset"
 CONTENT_SHA256 = "f3708b8c14cf1b97565533ab7d8c1152e672a3325ad926936e2588b4c17873a2"
@@ -29,7 +37,12 @@ PROTOCOLS = {
     "iconic": Protocol("iconic", "query", "81 iconic images query the natural images of the test list"),
     "validation": Protocol("validation", None, "the validation list, leave-one-out"),
 }
-INNER = (
+UNSEEN_PROTOCOLS = {
+    "default": Protocol("query", None, "all images of classes never seen in training, leave-one-out"),
+    "iconic": Protocol("iconic", "query", "the iconic images of those classes query their natural images"),
+    "validation": Protocol("validation", None, "classes held out of the training half, leave-one-out"),
+}
+PLACES = (
     "",
     "dataset",
     "GroceryStoreDataset",
@@ -38,34 +51,30 @@ INNER = (
 )
 
 
-def find(root: str | Path | None = None) -> Path | None:
+def find(root: Root = None) -> Path | None:
     """The folder that holds classes.csv and the lists, searched below ``paths.data_roots(root)``."""
     for base in paths.data_roots(root):
-        for inner in INNER:
+        for inner in PLACES:
             if all((base / inner / file).is_file() for file in ("classes.csv", *LISTS.values())):
                 return base / inner
     return None
 
 
-def _classes(folder: Path) -> list[dict[str, str]]:
-    with (folder / "classes.csv").open(encoding="utf-8-sig", newline="") as handle:
+def _classes(folder: Path) -> tuple[list[dict[str, str]], list[str]]:
+    """The rows of classes.csv by label, and the names of the coarse classes by coarse label."""
+    file = folder / "classes.csv"
+    with file.open(encoding="utf-8-sig", newline="") as handle:
         table = [[cell.strip() for cell in row] for row in csv.reader(handle) if row][1:]
     keys = ("name", "label", "coarse", "coarse_label", "iconic", "description")
     classes = [dict(zip(keys, row, strict=False)) for row in table if len(row) == len(keys)]
     if len(classes) != len(table) or [c["label"] for c in classes] != [str(i) for i in range(len(classes))]:
-        raise DataError(f"{folder / 'classes.csv'}: expected six columns and class ids 0, 1, 2, ... in order")
-    for entry in classes:
-        entry["iconic"], entry["description"] = entry["iconic"].lstrip("/"), entry["description"].lstrip("/")
-    return classes
-
-
-def _coarse_names(folder: Path, classes: list[dict[str, str]]) -> list[str]:
-    names = {int(c["coarse_label"]): c["coarse"] for c in classes}
-    if sorted(names) != list(range(len(names))) or any(
-        names[int(c["coarse_label"])] != c["coarse"] for c in classes
-    ):
-        raise DataError(f"{folder / 'classes.csv'}: coarse ids must be 0..n-1 with one name each")
-    return [names[i] for i in range(len(names))]
+        raise DataError(f"{file}: expected six columns and class ids 0, 1, 2, ... in order")
+    names = {c["coarse_label"]: c["coarse"] for c in classes}
+    numbered = [str(i) for i in range(len(names))]
+    if set(names) != {*numbered} or any(names[c["coarse_label"]] != c["coarse"] for c in classes):
+        raise DataError(f"{file}: coarse ids must be 0..n-1 with one name each")
+    classes = [c | {key: c[key].lstrip("/") for key in ("iconic", "description")} for c in classes]
+    return classes, [names[i] for i in numbered]
 
 
 def _listed(folder: Path, split: str, classes: list[dict[str, str]]) -> list[tuple[str, str, int, int]]:
@@ -84,8 +93,7 @@ def _listed(folder: Path, split: str, classes: list[dict[str, str]]) -> list[tup
 
 def read_rows(folder: Path) -> tuple[pd.DataFrame, list[str], list[str], list[str]]:
     """Rows of the four splits, class names, coarse names, and all files that the data set consists of."""
-    classes = _classes(folder)
-    coarse_names = _coarse_names(folder, classes)
+    classes, coarse_names = _classes(folder)
     rows = [row for split in LISTS for row in _listed(folder, split, classes)]
     rows += [("iconic", c["iconic"], int(c["label"]), int(c["coarse_label"])) for c in classes]
     table = pd.DataFrame(rows, columns=["split", "path", "label", "coarse_label"])
@@ -97,32 +105,27 @@ def read_rows(folder: Path) -> tuple[pd.DataFrame, list[str], list[str], list[st
     return table, [c["name"] for c in classes], coarse_names, files
 
 
-def published_hash(files: list[str], digests: list[str]) -> str:
-    """SHA-256 over the sorted lines ``path NUL sha256`` of all the files used."""
-    lines = sorted(f"{file}\0{digest}" for file, digest in zip(files, digests, strict=True))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
 def verify_content(folder: Path, files: list[str], digests: list[str]) -> None:
-    """Compare with the published content; raises DataError that names the differing files where it can.
+    """Compare with CONTENT_SHA256, the SHA-256 over the sorted lines ``path NUL sha256`` of all the files used.
 
-    DIGESTS holds the first 16 hex digits of every file, in the order of ``read_rows``; names are known only
-    while classes.csv and the lists themselves, the first four, are the published ones.
+    Raises DataError that names the differing files where it can: DIGESTS holds the first 16 hex digits of every
+    file, in the order of ``read_rows``; names are known only while the first four, classes.csv and the lists
+    themselves, are the published ones.
     """
-    if published_hash(files, digests) == CONTENT_SHA256:
+    lines = sorted(f"{file}\0{digest}" for file, digest in zip(files, digests, strict=True))
+    if hashlib.sha256("\n".join(lines).encode()).hexdigest() == CONTENT_SHA256:
         return
-    known = DIGESTS.read_text().split() if DIGESTS.is_file() else []
+    known = DIGESTS.read_text().split()
     differing = [f for f, d, k in zip(files, digests, known, strict=False) if not d.startswith(k)]
-    tables = [file for file in differing if file in files[:4]]
-    named = ", ".join((tables or differing)[:5]) or "files that cannot be named, since the digests are absent"
+    differing = [file for file in differing if file in files[:4]] or differing
     raise DataError(
         f"grocery: the content of {folder} differs from the published one (commit {COMMIT[:8]}) in "
-        f"{len(tables or differing) or 'some'} file(s): {named}. Remove the folder to fetch it again, or pass "
+        f"{len(differing)} file(s): {', '.join(differing[:5])}. Remove the folder to fetch it again, or pass "
         "load_dataset('grocery', verify=False) if the change is yours."
     )
 
 
-def by_hand(root: str | Path | None) -> str:
+def by_hand(root: Root) -> str:
     """How to place the data without this program's help."""
     places = ", ".join(str(base) for base in dict.fromkeys(paths.data_roots(root)))
     return (
@@ -133,11 +136,13 @@ def by_hand(root: str | Path | None) -> str:
     )
 
 
-def fetch(root: str | Path | None, source: str, check: bool) -> Path:
+def fetch(root: Root, source: str, check: bool) -> Path:
     """Download the pinned commit below the first data root, unpack, verify, rename into place."""
-    downloads = paths.data_roots(root)[0] / "downloads"
-    target, packed = downloads / "GroceryStoreDataset", downloads / f"grocery-{COMMIT[:12]}.zip"
-    staging = downloads / "GroceryStoreDataset.partial"
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")
+    downloads, inner = paths.data_roots(root)[0] / "downloads", f"GroceryStoreDataset-{COMMIT}"
+    target = downloads / "GroceryStoreDataset"
     try:
         downloads.mkdir(parents=True, exist_ok=True)
         with FileLock(downloads / ".grocery.lock"):
@@ -145,33 +150,40 @@ def fetch(root: str | Path | None, source: str, check: bool) -> Path:
                 return found
             if target.exists():
                 raise DataError(f"{target} is incomplete and not this program's work; move it away")
-            archive.download(f"{source}/{REPOSITORY}/archive/{COMMIT}.zip", packed)
-            shutil.rmtree(staging, ignore_errors=True)
-            try:
-                archive.unpack(packed, staging, strip=1, keep=("dataset/", "LICENSE", "README.md"))
-                files = read_rows(staging / "dataset")[3]
+            for remains in downloads.glob(".grocery-*"):  # of a process that was killed
+                shutil.rmtree(remains)
+            with tempfile.TemporaryDirectory(prefix=".grocery-", dir=downloads) as staging:
+                pooch.retrieve(
+                    f"{source}/{REPOSITORY}/archive/{COMMIT}.zip", None, "grocery.zip", staging,
+                    pooch.Unzip([f"{inner}/{part}" for part in ("dataset", "LICENSE", "README.md")], "."),
+                    pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30),
+                )  # fmt: skip
+                unpacked = Path(staging) / inner
+                files = read_rows(unpacked / "dataset")[3]
                 if check:
-                    verify_content(
-                        staging / "dataset", files, cache.FileRecord(staging / "dataset").hashes(files)
-                    )
-                os.replace(staging, target)
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
-                packed.unlink(missing_ok=True)
-    except (urllib.error.URLError, OSError) as error:
+                    digests = [paths.sha256(unpacked / "dataset" / file) for file in files]
+                    verify_content(unpacked / "dataset", files, digests)
+                os.replace(unpacked, target)
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+    ) as error:
+        raise DataError(
+            f"grocery: what came from {source} is no sound zip archive ({error}); run again"
+        ) from error
+    except OSError as error:  # requests' errors are among them
         raise DataError(f"grocery: not found, and fetching failed ({error}). {by_hand(root)}") from error
     return target / "dataset"
 
 
+@register("grocery")
 def load(
-    root: str | Path | None,
-    size: int,
-    limit: int | None,
-    *,
-    verify: bool = True,
-    download: bool = True,
-    source: str = "https://github.com",
-) -> RetrievalDataset:
+    root: Root, limit: int | None, *, verify: bool = True, download: bool = True, source: str = GITHUB
+) -> Listing:
     """Splits train, validation, query (test list), iconic; captions are the class descriptions.
 
     verify=False accepts a modified copy; download=False never touches the network; source: base address.
@@ -184,8 +196,36 @@ def load(
     digests = cache.FileRecord(folder).hashes(files)
     if verify:
         verify_content(folder, files, digests)
-    rows = limited(rows, limit)
-    known = dict(zip(files, digests, strict=True))
-    own = [known[path] for path in rows.path]
-    images = cache.decoded("grocery", folder, rows.path.tolist(), own, size)
-    return assemble("grocery", rows, images, content_hash(rows, own), class_names, coarse_names, PROTOCOLS)
+    rows["digest"] = rows.path.map(dict(zip(files, digests, strict=True)))
+    return Listing("grocery", rows, class_names, coarse_names, PROTOCOLS, folder)
+
+
+def halves(coarse_of: list[int]) -> dict[int, str]:
+    """train, validation or query for every class, so that classes of training and test are disjoint.
+
+    ``coarse_of[i]`` is the coarse class of class i. Classes are put in a row: first the coarse classes with
+    several fine classes, then those with one; within that by coarse and fine id. Even places are the training
+    half, odd places the test half: every coarse class is halved (an odd one but for one class), and those
+    with a single class go to the halves in turn. Every fifth class of the training half, from the third on, is
+    validation.
+    """
+    alone = {c for c in coarse_of if coarse_of.count(c) == 1}
+    ordered = sorted(range(len(coarse_of)), key=lambda i: (coarse_of[i] in alone, coarse_of[i], i))
+    part = dict.fromkeys(ordered[::2], "train") | dict.fromkeys(ordered[1::2], "query")
+    return part | dict.fromkeys(ordered[::2][2::5], "validation")
+
+
+@register("grocery_unseen")
+def load_unseen(
+    root: Root, limit: int | None, *, verify: bool = True, download: bool = True, source: str = GITHUB
+) -> Listing:
+    """The images of all three lists cut by class, see :func:`halves`; iconic images of the test half only."""
+    listing = load(root, limit, verify=verify, download=download, source=source)
+    classes = listing.rows.drop_duplicates("label").sort_values("label")
+    split, iconic = (
+        listing.rows.label.map(halves(classes.coarse_label.tolist())),
+        listing.rows.split == "iconic",
+    )
+    rows = listing.rows.assign(split=split.mask(iconic, "iconic"))[~iconic | (split == "query")]
+    rows = in_order(rows, ("train", "validation", "query", "iconic"))
+    return replace(listing, name="grocery_unseen", rows=rows, protocols=UNSEEN_PROTOCOLS)

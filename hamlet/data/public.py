@@ -3,8 +3,10 @@
 Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009; Nilsback and Zisserman, "Automated
 Flower Classification over a Large Number of Classes", ICVGIP 2008; Parkhi et al., "Cats and Dogs", CVPR 2012.
 CIFAR-10 is published as pickles: torchvision unpickles each file after checking its MD5 against the published
-one. Nothing else in this package reads a pickle. Captions are "a photo of a <class>"; classes are shared
-between train and test, and the query split is the published test list, leave-one-out.
+one. Nothing else in this package reads a pickle. Classes are shared between train and test, and the query split is
+the published test list, leave-one-out. Captions are "a photo of a <class>", those of Flowers-102 the ten sentences of
+Reed et al., "Learning Deep Representations of Fine-Grained Visual Descriptions", CVPR 2016, where they lie
+beside the images (data/flowers102/README.md).
 """
 
 import hashlib
@@ -14,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
-from torchvision import datasets
 
 from hamlet import paths
-from hamlet.data import cache
-from hamlet.data.dataset import DataError, Protocol, RetrievalDataset, assemble, content_hash, limited
+from hamlet.data import decode
+from hamlet.data.captioned import with_sentences
+from hamlet.data.dataset import Listing, Protocol, Root, register
+from hamlet.errors import DataError
 
 PROTOCOLS = {
     "default": Protocol(
@@ -31,7 +34,7 @@ FOLDERS = {"cifar10": "cifar-10-batches-py", "flowers102": "flowers-102", "pets"
 
 
 def open_parts(
-    name: str, root: str | Path | None, download: bool, make: Callable[..., list]
+    name: str, root: Root, download: bool, make: Callable[[Path, bool], list]
 ) -> tuple[Path, list]:
     """Find the published folder below a data root (or its downloads/), else let torchvision fetch it there."""
     bases = [base / inner for base in paths.data_roots(root) for inner in ("", "downloads")]
@@ -61,81 +64,72 @@ def held_out(labels: np.ndarray) -> np.ndarray:
 
 
 def _table(parts: list[tuple[str, list[str], np.ndarray]], class_names: list[str]) -> pd.DataFrame:
+    """Rows of (split, files, labels); where no validation is among them, it is held out of train."""
     frames = [
         pd.DataFrame({"split": split, "path": files, "label": labels}) for split, files, labels in parts
     ]
+    if len(frames) == 2:
+        held = held_out(frames[0].label.to_numpy())
+        frames[0:1] = [frames[0][~held], frames[0][held].assign(split="validation")]
     rows = pd.concat(frames, ignore_index=True)
     rows["coarse_label"] = rows.label
     rows["caption"] = [f"a photo of a {class_names[label]}" for label in rows.label]
     return rows
 
 
-def _train_parts(files: list[str], labels: np.ndarray) -> list[tuple[str, list[str], np.ndarray]]:
-    held = held_out(labels)
-    pick = [("train", np.flatnonzero(~held)), ("validation", np.flatnonzero(held))]
-    return [(split, [files[i] for i in where], labels[where]) for split, where in pick]
+@register("cifar10")
+def cifar10(root: Root, limit: int | None, *, download: bool = True) -> Listing:
+    """32 px images resampled; the last tenth of each training class is the validation split."""
+    from torchvision.datasets import CIFAR10
 
-
-def cifar10(
-    root: str | Path | None, size: int, limit: int | None, *, download: bool = True
-) -> RetrievalDataset:
-    """32 px images resampled to ``size``; the last tenth of each training class is the validation split."""
     _, (train, test) = open_parts(
-        "cifar10",
-        root,
-        download,
-        lambda base, get: [datasets.CIFAR10(base, t, download=get) for t in (True, False)],
+        "cifar10", root, download, lambda base, get: [CIFAR10(base, t, download=get) for t in (True, False)]
     )
     files = [[f"{s}/{i:05d}" for i in range(len(d))] for s, d in (("train", train), ("test", test))]
-    parts = [*_train_parts(files[0], np.array(train.targets)), ("query", files[1], np.array(test.targets))]
-    rows = limited(_table(parts, train.classes), limit)
+    rows = _table([("train", files[0], train.targets), ("query", files[1], test.targets)], train.classes)
     pixels = dict(zip(files[0] + files[1], (*train.data, *test.data), strict=True))
-    digests = [hashlib.sha256(pixels[path].tobytes()).hexdigest() for path in rows.path]
-    key = hashlib.sha256("\n".join([cache.RECIPE, *digests]).encode()).hexdigest()
-    images, _ = cache.cached(
-        "cifar10",
-        key,
-        len(rows),
-        size,
-        lambda: (cache.fit(Image.fromarray(pixels[p]), size) for p in rows.path),
-    )
-    digest = content_hash(rows, digests)
-    return assemble("cifar10", rows, images, digest, train.classes, train.classes, PROTOCOLS)
+    rows["digest"] = [hashlib.sha256(pixels[path].tobytes()).hexdigest() for path in rows.path]
+
+    def images(rows: pd.DataFrame, size: int):
+        return (decode.fit(Image.fromarray(pixels[path]), size) for path in rows.path)
+
+    return Listing("cifar10", rows, train.classes, train.classes, PROTOCOLS, pixels=images)
 
 
-def _from_files(
-    name: str, base: Path, rows: pd.DataFrame, size: int, class_names: list[str], coarse_names: list[str]
-) -> RetrievalDataset:
-    digests = cache.FileRecord(base).hashes(rows.path.tolist())
-    images = cache.decoded(name, base, rows.path.tolist(), digests, size)
-    return assemble(name, rows, images, content_hash(rows, digests), class_names, coarse_names, PROTOCOLS)
-
-
-def flowers102(
-    root: str | Path | None, size: int, limit: int | None, *, download: bool = True
-) -> RetrievalDataset:
+@register("flowers102")
+def flowers102(root: Root, limit: int | None, *, download: bool = True) -> Listing:
     """102 classes; the published train, validation and test lists."""
+    from torchvision.datasets import Flowers102
+
     base, sets = open_parts(
         "flowers102", root, download,
-        lambda base, get: [datasets.Flowers102(base, s, download=get) for s in ("train", "val", "test")],
+        lambda base, get: [Flowers102(base, s, download=get) for s in ("train", "val", "test")],
     )  # fmt: skip
     parts = [
-        (split, [f.relative_to(base).as_posix() for f in part._image_files], np.array(part._labels))
+        (split, [f.relative_to(base).as_posix() for f in part._image_files], part._labels)
         for split, part in zip(("train", "validation", "query"), sets, strict=True)
     ]
-    names = list(datasets.Flowers102.classes)
-    return _from_files("flowers102", base, limited(_table(parts, names), limit), size, names, names)
+    names = list(Flowers102.classes)
+    rows, excluded = with_sentences(
+        "flowers102",
+        _table(parts, names),
+        [base / "flowers-102" / "text_c10", base / "cvpr2016_flowers" / "text_c10"],
+        lambda row: f"class_{row.label + 1:05d}/{Path(row.path).stem}.txt",
+    )
+    return Listing("flowers102", rows, names, names, PROTOCOLS, base, excluded=excluded)
 
 
-def pets(root: str | Path | None, size: int, limit: int | None, *, download: bool = True) -> RetrievalDataset:
+@register("pets")
+def pets(root: Root, limit: int | None, *, download: bool = True) -> Listing:
     """37 breeds, coarse classes Cat and Dog; the last tenth of each class of trainval is the validation split."""
+    from torchvision.datasets import OxfordIIITPet
+
     base, (train, test) = open_parts(
         "pets", root, download,
-        lambda base, get: [datasets.OxfordIIITPet(base, s, download=get) for s in ("trainval", "test")],
+        lambda base, get: [OxfordIIITPet(base, s, download=get) for s in ("trainval", "test")],
     )  # fmt: skip
     files = [[f.relative_to(base).as_posix() for f in part._images] for part in (train, test)]
-    parts = [*_train_parts(files[0], np.array(train._labels)), ("query", files[1], np.array(test._labels))]
-    rows = _table(parts, train.classes)
+    rows = _table([("train", files[0], train._labels), ("query", files[1], test._labels)], train.classes)
     animal = dict(zip(train._labels + test._labels, train._bin_labels + test._bin_labels, strict=True))
     rows["coarse_label"] = rows.label.map(animal)
-    return _from_files("pets", base, limited(rows, limit), size, list(train.classes), list(train.bin_classes))
+    return Listing("pets", rows, train.classes, train.bin_classes, PROTOCOLS, base)

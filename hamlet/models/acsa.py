@@ -141,38 +141,11 @@ class ConvFeedForward(nn.Module):
             self.mix.bias.zero_()
 
     def forward(self, x: Tensor, kept: Kept) -> Tensor:
-        if self.training and x.device.type == "cpu" and kept.index is None:
-            return self._by_products(x, kept)
         h = self.expand(x)
         levels = h.shape[0]
         grid = self.mix(kept.scatter(h.permute(1, 2, 0, 3).flatten(2)))
         h = kept.gather(grid.permute(0, 2, 3, 1).flatten(1, 2))
         return self.contract(F.gelu(h.unflatten(2, (levels, -1)).permute(2, 0, 1, 3)))
-
-    def _by_products(self, x: Tensor, kept: Kept) -> Tensor:
-        """The same values by batched products alone, channels first, without a copy between them.
-
-        For thousands of channels on a few cells a CPU's depthwise backward takes two thirds of a training step.
-        """
-        levels, b, n, _ = x.shape
-        expand, contract = self.expand, self.contract
-        h = torch.baddbmm(
-            expand.bias[..., None].to(x.dtype), expand.weight.transpose(1, 2), x.flatten(1, 2).transpose(1, 2)
-        ).view(-1, b, n)
-        if kept.mask is not None:
-            h = h * kept.mask.to(h.dtype)
-        h = h @ grid_matrix(self.mix.weight, kept.grid) + self.mix.bias[:, None, None].to(h.dtype)
-        return contract(F.gelu(h).view(levels, -1, b * n).transpose(1, 2).unflatten(1, (b, n)))
-
-
-def grid_matrix(weight: Tensor, grid: tuple[int, int]) -> Tensor:
-    """3x3 depthwise weights (C, 1, 3, 3) -> the matrix of each on a zero-padded grid, (C, cells in, cells out)."""
-    place = [torch.arange(side, device=weight.device) for side in grid]
-    row, column = (axis.flatten() for axis in torch.meshgrid(*place, indexing="ij"))
-    down, right = row[:, None] - row + 1, column[:, None] - column + 1  # input cell against output cell
-    inside = (down >= 0) & (down <= 2) & (right >= 0) & (right <= 2)
-    taps = F.one_hot((down * 3 + right).clamp(0, 8), 9) * inside[..., None]
-    return (weight.flatten(1) @ taps.flatten(0, 1).T.to(weight.dtype)).unflatten(1, inside.shape)
 
 
 class Block(nn.Module):

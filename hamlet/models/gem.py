@@ -4,49 +4,35 @@ import math
 
 from torch import Tensor, nn
 
-from hamlet.models.layers import GeM, RetrievalModel, descriptor_head
+from hamlet.models.base import RetrievalModel, register
+from hamlet.models.layers import GeM, descriptor_head
 
 
+@register(resnet18={}, mobilenetv3={}, efficientnetlite0={})
 class GeMBaseline(RetrievalModel):
-    """GeM pooling of C5 and one linear layer: what the backbone alone can do.
-
-    ``text=True`` adds the projection to the text teacher's space, for the control trained with captions.
-    """
+    """GeM pooling of C5 and one linear layer: what the backbone alone can do."""
 
     method = "gem"
 
-    def __init__(
-        self,
-        backbone: str = "resnet18",
-        pretrained: bool = False,
-        embedding_dim: int = 512,
-        text: bool = False,
-        text_dim: int = 384,
-    ):
-        super().__init__(backbone, pretrained, embedding_dim=embedding_dim, text=text, text_dim=text_dim)
-        self.embedding_dim = embedding_dim
+    def build(self, embedding_dim: int = 512) -> None:
         self.pool = GeM()
         self.head = descriptor_head(self.backbone.channels[-1], embedding_dim)
-        self.text_projection = nn.Linear(embedding_dim, text_dim) if text else None
 
     def embed(self, maps: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return self.head(self.pool(maps[-1])), {}
 
 
+@register(
+    resnet18={},
+    mobilenetv3={"head_parameters": 8_640_000},
+    efficientnetlite0={"head_parameters": 8_640_000},
+)
 class MLPBaseline(RetrievalModel):
     """GeM pooling of C5 and a three-layer perceptron with ``head_parameters`` weights: capacity without structure."""
 
     method = "mlp"
 
-    def __init__(
-        self,
-        backbone: str = "resnet18",
-        pretrained: bool = False,
-        embedding_dim: int = 512,
-        head_parameters: int = 14_620_000,
-    ):
-        super().__init__(backbone, pretrained, embedding_dim=embedding_dim, head_parameters=head_parameters)
-        self.embedding_dim = embedding_dim
+    def build(self, embedding_dim: int = 512, head_parameters: int = 14_620_000) -> None:
         channels = self.backbone.channels[-1]
         # weights and biases of channels -> h -> h -> embedding_dim: h^2 + (channels + embedding_dim + 2) h
         b = channels + embedding_dim + 2

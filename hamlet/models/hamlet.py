@@ -8,24 +8,30 @@ authors' method". Widths are chosen to meet the report's parameter counts.
 """
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hamlet.errors import HamletError
 from hamlet.models.acsa import Block, Kept, LevelLinear, TokenKeeper, compact
-from hamlet.models.layers import GeM, RetrievalModel, descriptor_head
+from hamlet.models.base import Range, RetrievalModel, register
+from hamlet.models.layers import GeM, descriptor_head
 
 LEVELS = 4
-NOT_OPTIONS = ("self", "backbone", "pretrained", "__class__")
 SUBCELLS = (4, 4, 2, 1)  # sub-cells per side of a token's cell in C2..C5
 
 
+@register(
+    resnet18={},
+    mobilenetv3={"width": 192, "head_width": 2000},
+    efficientnetlite0={"width": 192, "head_width": 3100},
+)
 class HAMLET(RetrievalModel):
     """Hierarchical adaptive embedding transformer; text supervises training alone.
 
     Args:
-        backbone: timm name; pretrained: load timm's weights.
         width: channels of a token; depth: number of ACSA blocks; heads: attention heads, a divisor of width.
         expansion: hidden channels of the feed-forward, in multiples of width.
         grid: largest number of token rows and columns; smaller images have C4's own grid. (C5's, at 64 px four
@@ -36,40 +42,32 @@ class HAMLET(RetrievalModel):
         ratio_weight: weight of the ratio loss ``(mean mask - keep_ratio)^2`` over the whole batch.
         exchange: False cuts the attention between levels; gate: False leaves all levels equally weighted.
         layer_scale: initial scale of each block's updates.
-        embedding_dim, text_dim: sizes of the descriptor and of the text teacher's space.
+        embedding_dim: size of the descriptor.
 
     ``static_tokens`` (attribute, also in force under torch.export) masks dropped tokens in place of leaving
     them out: the same descriptor at the full cost, for tools that need fixed shapes.
     """
 
     method = "hamlet"
+    text_default = "alignment"  # part of the parameters that the report counts
 
-    def __init__(
+    def build(
         self,
-        backbone: str = "resnet18",
-        pretrained: bool = False,
         width: int = 256,
         depth: int = 2,
         heads: int = 8,
-        expansion: float = 4.0,
+        expansion: Annotated[float, Range(0.1)] = 4.0,
         grid: int = 6,
-        keep_ratio: float = 0.7,
+        keep_ratio: Annotated[float, Range(0.01, 1)] = 0.7,
         ratio_weight: float = 10.0,
         exchange: bool = True,
         gate: bool = True,
         layer_scale: float = 0.1,
         head_width: int = 3700,
         embedding_dim: int = 512,
-        text_dim: int = 384,
-    ):
-        arguments = locals()
-        options = {k: v for k, v in arguments.items() if k not in NOT_OPTIONS}
-        if width % heads or not 0 < keep_ratio <= 1:
-            raise ValueError(
-                f"width={width} must be a multiple of heads={heads} and keep_ratio={keep_ratio} lie in (0, 1]"
-            )
-        super().__init__(backbone, pretrained, **options)
-        self.embedding_dim = embedding_dim
+    ) -> None:
+        if width % heads:
+            raise HamletError(f"hamlet: width={width}, expected a multiple of heads={heads}")
         self.static_tokens = False
         channels = self.backbone.channels
         # one average over a cell of C2..C4 would lose its layout, so that the lateral sees its sub-cells
@@ -90,7 +88,6 @@ class HAMLET(RetrievalModel):
             nn.GELU(),
             descriptor_head(head_width, embedding_dim),
         )
-        self.text_projection = nn.Linear(embedding_dim, text_dim)
         with torch.no_grad():  # starts close to plain GeM pooling of C5, yet with gradients for every block
             self.to_c5.weight.mul_(0.1)
             self.to_c5.bias.zero_()
@@ -135,9 +132,10 @@ class HAMLET(RetrievalModel):
             x, gate = block(x, kept)
             gates.append(gate)
         x = F.layer_norm(x, x.shape[-1:])
+        # average pooling takes cells to pixels too: a pixel gets the mean of the cells that cover it
         update = kept.scatter(self.to_c5(x[-1]))
         features = torch.cat(
-            [self.pool(maps[-1] + enlarge(update, maps[-1].shape[2:])), self._local(x, kept)], 1
+            [self.pool(maps[-1] + F.adaptive_avg_pool2d(update, maps[-1].shape[2:])), self._local(x, kept)], 1
         )
         return self.head(features), losses, gates, keep.detach().bool().unflatten(1, grid)
 
@@ -146,7 +144,11 @@ class HAMLET(RetrievalModel):
         rows, columns = grid
         tokens = []
         for lateral, x, s in zip(self.laterals, maps, SUBCELLS, strict=True):
-            x = shrink(x, (rows * s, columns * s)).unflatten(3, (columns, s)).unflatten(2, (rows, s))
+            x = (
+                F.adaptive_avg_pool2d(x, (rows * s, columns * s))
+                .unflatten(3, (columns, s))
+                .unflatten(2, (rows, s))
+            )
             tokens.append(lateral(x.permute(0, 2, 4, 1, 3, 5).flatten(3)).flatten(1, 2))
         tokens = torch.stack(tokens)
         return F.layer_norm(tokens, tokens.shape[-1:])
@@ -170,27 +172,3 @@ def position_code(grid: tuple[int, int], like: Tensor) -> Tensor:
     centres = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 1)
     angles = (centres[:, :, None] * (math.pi / 2) * 2.0 ** torch.arange(4, device=like.device)).flatten(1)
     return torch.cat([angles.sin(), angles.cos()], 1)
-
-
-def _cells(size: int, grid: int, like: Tensor) -> Tensor:
-    """Rows average the pixels of one cell, as adaptive average pooling does: (grid, size)."""
-    i = torch.arange(grid, device=like.device)[:, None]
-    pixel = torch.arange(size, device=like.device)
-    covered = (pixel >= i * size // grid) & (pixel < -(-(i + 1) * size // grid))
-    return (covered / covered.sum(1, keepdim=True)).to(like.dtype)
-
-
-def shrink(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Adaptive average pooling (B, C, H, W) -> (B, C, *grid) as products: deterministic on every device."""
-    if tuple(x.shape[2:]) == grid:
-        return x
-    rows, columns = (_cells(n, g, x) for n, g in zip(x.shape[2:], grid, strict=True))
-    return rows @ (x @ columns.T)
-
-
-def enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Back from cells to pixels: a pixel averages the cells that cover it, (B, C, h, w) -> (B, C, *size)."""
-    if tuple(x.shape[2:]) == tuple(size):
-        return x
-    rows, columns = ((_cells(n, g, x) > 0).to(x.dtype) for n, g in zip(size, x.shape[2:], strict=True))
-    return (rows / rows.sum(0)).T @ (x @ (columns / columns.sum(0)))

@@ -7,12 +7,15 @@ No publication of the name SPARSE with this expansion was found. The widths are 
 counts that the report gives.
 """
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hamlet.models.layers import GeM, RetrievalModel
-from hamlet.models.mace import conv_bn
+from hamlet.errors import HamletError
+from hamlet.models.base import Range, RetrievalModel, register
+from hamlet.models.layers import GeM, conv_bn
 
 
 def context_convolution(channels: int, width: int, separable: bool) -> nn.Module:
@@ -102,6 +105,11 @@ class SparseAutoencoder(nn.Module):
         }
 
 
+@register(
+    resnet18={},
+    mobilenetv3={"width": 384, "separable": True},
+    efficientnetlite0={"width": 398, "separable": True},
+)
 class SPARSE(RetrievalModel):
     """3x3 context on C5, GeM, sparse codes.
 
@@ -124,39 +132,27 @@ class SPARSE(RetrievalModel):
 
     method = "sparse"
 
-    def __init__(
+    def build(
         self,
-        backbone: str = "resnet18",
-        pretrained: bool = False,
         width: int = 512,
         codes: int = 8192,
         k: int = 64,
         start_k: int = 4096,
-        anneal_images: int = 12000,
+        anneal_images: Annotated[int, Range(0)] = 12000,
         separable: bool = False,
-        dead_after: int = 4096,
+        dead_after: Annotated[int, Range(0)] = 4096,
         reconstruction_weight: float = 0.1,
         dead_weight: float = 0.03,
         flops_weight: float = 1.0,
-    ):
-        weights = {"reconstruction": reconstruction_weight, "dead_codes": dead_weight, "flops": flops_weight}
-        super().__init__(
-            backbone,
-            pretrained,
-            width=width,
-            codes=codes,
-            k=k,
-            start_k=start_k,
-            anneal_images=anneal_images,
-            separable=separable,
-            dead_after=dead_after,
-            reconstruction_weight=reconstruction_weight,
-            dead_weight=dead_weight,
-            flops_weight=flops_weight,
-        )
-        if not 1 <= k <= codes:
-            raise ValueError(f"k is {k}, expected 1 to codes = {codes}")
-        self.embedding_dim, self.k, self.weights = codes, k, weights
+    ) -> None:
+        if k > codes:
+            raise HamletError(f"sparse: k={k}, expected 1 to codes={codes}")
+        self.embedding_dim, self.k = codes, k
+        self.weights = {
+            "reconstruction": reconstruction_weight,
+            "dead_codes": dead_weight,
+            "flops": flops_weight,
+        }
         self.context = context_convolution(self.backbone.channels[-1], width, separable)
         self.pool = GeM()
         self.norm = nn.BatchNorm1d(width, affine=False)

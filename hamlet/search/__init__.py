@@ -1,5 +1,5 @@
-"""Search by descriptors: ``Index`` in Python, ``python -m hamlet.search`` on one's own photos."""
+"""Search by descriptors: ``Index`` in Python, ``hamlet index`` and ``hamlet search`` on one's own photos."""
 
-from .index import KINDS, Index, model_hash
+from hamlet.search.index import KINDS, Index, choose_kind
 
-__all__ = ["KINDS", "Index", "model_hash"]
+__all__ = ["KINDS", "Index", "choose_kind"]

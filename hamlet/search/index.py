@@ -1,332 +1,319 @@
-"""An index of descriptors: build, save, load, add, remove, query; exact or approximate, dense or sparse.
+"""An index of descriptors with the paths of their photos: from a folder, add, remove, update, query, save, load.
 
-Dense kinds are faiss indexes (Johnson, Douze, Jegou, "Billion-scale similarity search with GPUs", IEEE Trans.
-Big Data 2021): ``flat`` is exact; ``ivfpq`` inverts cells and stores product-quantised residuals; ``hnsw`` is a
-navigable graph (Malkov, Yashunin, TPAMI 2020). ``sparse`` keeps a posting list per code, for SPARSE, and never
-densifies.
+The kinds are faiss's (Johnson, Douze, Jégou, "Billion-scale similarity search with GPUs", IEEE Trans. Big Data 2021):
+``flat`` is exact; ``hnsw`` is a navigable graph (Malkov, Yashunin, TPAMI 2020); ``ivfpq`` inverts cells and keeps
+product-quantised residuals (Jégou et al., TPAMI 2011). An index on disk is one file that is replaced whole.
 """
 
-import json
 import os
-import re
-import warnings
+import time
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 
 import faiss
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
-from safetensors.numpy import load_file, save_file
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from hamlet.paths import sha256
+from hamlet.errors import HamletError
+from hamlet.search import photos, storage
 
-KINDS = ("flat", "ivfpq", "hnsw", "sparse")
-GPU_LIMIT = 2048  # faiss' limit on a card, for neighbours and for visited cells
-MANIFEST = "manifest.json"
-DESCRIBED = ".described"  # folder of the descriptors of a build that did not end
-OWN = re.compile(r"items-\d+\.parquet|index-\d+\.bin|\.manifest\.json\.\d+")
-FIELDS = {
-    "version": int, "kind": str, "dimension": int, "model": str, "next_id": int, "removed": list, "options": dict,
-    "files": dict,
-}  # fmt: skip
+KINDS = ("flat", "hnsw", "ivfpq")
+EXACT_BYTES = 256 << 20  # flat reads all of it for each question: some 30 ms on one core
+GRAPH_BYTES = 2 << 30  # hnsw keeps all descriptors in memory; beyond, only codes fit a laptop
+CHECKPOINT = 30.0  # seconds of describing that a stop may cost,
+SAVING = 0.05  # or more, where saving would take a larger share of the time
 
 
-def model_hash(weights: str | Path) -> str:
-    """sha256 of a weights file: what an index remembers of the model that made it."""
-    if not Path(weights).is_file():
-        raise FileNotFoundError(f"no weights at {weights}; expected a file that save_model wrote")
-    return sha256(Path(weights))
+def choose_kind(count: int, dimension: int) -> tuple[str, str]:
+    """Kind of index for ``count`` descriptors of ``dimension`` values, and why."""
+    size = 4 * count * dimension
+    held = f"{count:,} descriptors of {dimension} values are {size / (1 << 20):,.0f} MB"
+    if size <= EXACT_BYTES:
+        return "flat", f"{held}: few enough to compare with every one"
+    if size <= GRAPH_BYTES:
+        return "hnsw", f"{held}: a graph finds neighbours without reading all of them"
+    return "ivfpq", f"{held}: memory keeps their codes alone, at some loss of exactness"
 
 
-def whole(name: str, value: int, least: int) -> int:
+def whole(name: str, value: int, most: int = 1 << 31) -> int:
     """Refused here, where there is a name for it: some values would end the interpreter inside faiss."""
-    if not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= value <= most:
+        raise HamletError(f"{name} must be a whole number from 1 to {most}, got {value!r}")
     return int(value)
 
 
-class Index:
-    """Descriptors with the paths of their images, searched by inner product.
+@dataclass
+class Changes:
+    """What an update did: numbers of photos, (path, reason) of everything found and not used, an older index's file."""
 
-    Args:
-        kind: flat, ivfpq, hnsw or sparse. dimension: D. model: hash of the model that makes the descriptors.
-        clusters: cells of ivfpq; by default 4 sqrt(N) of the first ``add``. sub_quantisers: bytes per image of ivfpq.
-        probes: cells that ivfpq visits. links: neighbours per node of hnsw, at least 2. effort: candidates that hnsw
-            keeps. image_size: pixels at which the images were described, kept for those who describe queries.
+    new: int = 0
+    changed: int = 0
+    gone: int = 0
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    set_aside: str = ""
+
+
+class Index:
+    """Descriptors with their photos' paths, searched by inner product.
+
+    kind: one of KINDS. dimension: D. about: what is kept beside it: "model" (for ``hamlet.load``), "probe" (the model's
+    descriptor of a fixed picture), "root" (folder of the paths), "why" (this kind). probes: cells that ivfpq visits.
+    effort: candidates that hnsw keeps. ``paths``: {id: path}; ``items``: {path: (id, state of the file)}.
     """
 
     def __init__(
-        self, kind: str = "flat", dimension: int = 512, model: str = "", *, clusters: int | None = None,
-        sub_quantisers: int = 64, probes: int = 16, links: int = 32, effort: int = 128, image_size: int | None = None,
-    ):  # fmt: skip
+        self,
+        kind: str = "flat",
+        dimension: int = 512,
+        about: dict | None = None,
+        probes: int = 64,
+        effort: int = 128,
+    ):
         if kind not in KINDS:
-            raise ValueError(f"unknown kind of index {kind!r}; valid: {', '.join(KINDS)}")
-        self.kind, self.dimension, self.model = kind, whole("dimension", dimension, 1), model
-        self.image_size = None if image_size is None else whole("image_size", image_size, 1)
-        self.options = {
-            "clusters": None if clusters is None else whole("clusters", clusters, 1),
-            "sub_quantisers": whole("sub_quantisers", sub_quantisers, 1),
-            "probes": whole("probes", probes, 1),
-            "links": whole("links", links, 2),
-            "effort": whole("effort", effort, 1),
-        }
-        if kind == "ivfpq" and dimension % sub_quantisers:
-            raise ValueError(f"ivfpq: {sub_quantisers} sub-quantisers do not divide {dimension} dimensions")
-        self.items = pd.DataFrame({"id": pd.Series(dtype="int64"), "path": pd.Series(dtype="str")})
-        self.next_id = 0
-        self.removed = np.zeros(0, np.int64)  # hnsw cannot forget a node, so it is passed over instead
-        self._index: faiss.Index | None = None
-        self._copy: faiss.Index | None = None  # what `_searcher` made of it
-        self._postings = sp.csr_matrix((dimension, 0), dtype=np.float32)
-        self._columns = np.zeros(0, np.int64)
+            raise HamletError(f"unknown kind of index {kind!r}; valid: {', '.join(KINDS)}")
+        self.kind, self.dimension = kind, whole("dimension", dimension, 1 << 20)
+        self.about = dict(about or {})
+        self.probes, self.effort = whole("probes", probes), whole("effort", effort)
+        self.items: dict[str, tuple[int, str]] = {}
+        self.paths: dict[int, str] = {}
+        self.removed: list[int] = []  # hnsw cannot forget a node, so it is passed over instead
+        self.next_id, self.store, self.version, self.changes = 0, None, None, Changes()
 
     def __len__(self) -> int:
         return len(self.items)
 
-    # -- content ---------------------------------------------------------------------------------------------
+    def add(self, descriptors: np.ndarray, paths: Sequence, states: Sequence[str] = ()) -> list[int]:
+        """Add N descriptors, real (N, D), with N paths (str or Path) that are not there yet: all or none. -> ids."""
+        rows, keys = self._rows(descriptors), [self._key(path) for path in paths]
+        if len(rows) != len(keys):
+            raise HamletError(f"{len(rows)} descriptors for {len(keys)} paths; expected one path each")
+        if len(set(keys)) < len(keys) or not self.items.keys().isdisjoint(keys):
+            twice = next(key for i, key in enumerate(keys) if key in self.items or key in keys[:i])
+            raise HamletError(f"{photos.shown(twice)} would be in the index twice; remove it first")
+        ids = range(self.next_id, self.next_id + len(keys))
+        states = states or [""] * len(keys)
+        if keys:
+            self._put(rows, list(ids), keys, states)
+        self.next_id += len(ids)
+        self.paths.update(zip(ids, keys, strict=True))
+        self.items.update(zip(keys, zip(ids, states, strict=True), strict=True))
+        return list(ids)
 
-    def add(self, descriptors: np.ndarray | sp.spmatrix, paths: Sequence[str]) -> np.ndarray:
-        """Add N descriptors, float (N, D), or scipy sparse for the kind ``sparse``. -> their ids, int64 (N,)."""
-        rows = self._checked(descriptors)
-        if rows.shape[0] != len(paths):
-            raise ValueError(f"{rows.shape[0]} descriptors for {len(paths)} paths; expected one path each")
-        ids = np.arange(self.next_id, self.next_id + rows.shape[0], dtype=np.int64)
-        if self.kind == "sparse":
-            self._postings = sp.hstack([self._postings, rows.T], format="csr")
-            self._columns = np.concatenate([self._columns, ids])
-        elif len(ids):
-            self._index = self._index if self._index is not None else self._new(rows)
-            self._index.add_with_ids(rows, ids)
-            self._copy = None
-        new = pd.DataFrame({"id": ids, "path": list(paths)})
-        self.items = pd.concat([self.items, new], ignore_index=True)
-        self.next_id += rows.shape[0]
-        return ids
-
-    def _new(self, rows: np.ndarray) -> faiss.Index:
-        inner = faiss.METRIC_INNER_PRODUCT
-        if self.kind == "flat":
-            return faiss.IndexIDMap2(faiss.IndexFlatIP(self.dimension))
-        if self.kind == "hnsw":
-            return faiss.IndexIDMap2(faiss.IndexHNSWFlat(self.dimension, self.options["links"], inner))
-        # "np": without the reordering of centroids for polysemous search, which takes minutes and is not used here
-        # faiss wants some 39 training vectors a centroid, and product quantisation 256 centroids
-        cells = self.options["clusters"] or int(max(1, min(4 * np.sqrt(len(rows)), len(rows) / 39)))
-        if len(rows) < (needed := max(256, cells)):
-            raise ValueError(
-                f"ivfpq learns from its first vectors, {needed} or more, got {len(rows)}; use flat"
-            )
-        index = faiss.index_factory(self.dimension, f"IVF{cells},PQ{self.options['sub_quantisers']}np", inner)
-        index.train(rows)
-        return index
-
-    def remove(self, ids: Sequence[int]) -> int:
-        """Forget images by id. -> how many there were; an unknown id is an error and removes nothing."""
-        ids = np.unique(np.asarray(ids))
-        if len(ids) and ids.dtype.kind not in "iu":
-            raise TypeError(f"ids must be whole numbers, got {ids.dtype}: {ids[:5].tolist()}")
-        ids = ids.astype(np.int64)
-        unknown = ids[~np.isin(ids, self.items["id"])]
-        if len(unknown):
-            raise KeyError(f"no image with id {unknown[0]} in this index of {len(self)}")
-        if self.kind == "sparse":
-            keep = ~np.isin(self._columns, ids)
-            self._postings, self._columns = self._postings[:, keep], self._columns[keep]
-        elif self.kind == "hnsw":
-            self.removed = np.union1d(self.removed, ids)
-        elif len(ids):
-            self._index.remove_ids(ids)
-            self._copy = None
-        self.items = self.items[~self.items["id"].isin(ids)].reset_index(drop=True)
+    def remove(self, paths: str | os.PathLike | Sequence) -> int:
+        """Forget a photo or several by path. -> how many; if a path is not there, none goes."""
+        keys = {self._key(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)}
+        if unknown := sorted(keys - self.items.keys()):
+            raise HamletError(f"{photos.shown(unknown[0])} is not in this index of {len(self)} photos")
+        ids = [self.items.pop(key)[0] for key in keys]
+        for i in ids:
+            del self.paths[i]
+        if ids:
+            self._drop(ids)
         return len(ids)
 
-    def _checked(self, descriptors: np.ndarray | sp.spmatrix) -> np.ndarray | sp.csr_matrix:
-        sparse = self.kind == "sparse"
-        if sp.issparse(descriptors) != sparse:
-            raise TypeError(f"kind {self.kind} takes {'scipy sparse' if sparse else 'dense'} descriptors")
-        # a matrix: one row of a sparse array would be one-dimensional
-        rows = sp.csr_matrix(descriptors) if sparse else np.atleast_2d(np.asarray(descriptors))
-        if rows.ndim != 2 or rows.shape[1] != self.dimension:
-            raise ValueError(f"descriptors have shape {rows.shape}, expected (N, {self.dimension})")
-        if rows.dtype.kind not in "fiub":
-            raise TypeError(f"descriptors are {rows.dtype}, expected real numbers")
-        rows = rows.astype(np.float32)
-        if not np.isfinite(rows.data if sparse else rows).all():
-            raise ValueError("descriptors hold NaN or infinity; leave out the image that caused it")
-        return rows if sparse else np.ascontiguousarray(rows)
+    def _put(self, rows: np.ndarray, ids: list[int], paths: Sequence[str], states: Sequence[str]) -> None:
+        if self.store is None:
+            self._become(self.kind, len(rows), rows)
+        self.store.add_with_ids(rows, np.array(ids))
 
-    # -- search ----------------------------------------------------------------------------------------------
-
-    def query(self, descriptors: np.ndarray | sp.spmatrix, k: int = 10) -> pd.DataFrame:
-        """The k best images of every query: a frame with query, rank (from 1), id, path, score, best first."""
-        rows = self._checked(descriptors)
-        k = min(whole("k", k, 1), len(self))
-        scores, ids = self._search(rows, k) if k else (np.zeros((rows.shape[0], 0)),) * 2
-        found = pd.DataFrame(
-            {
-                "query": np.repeat(np.arange(rows.shape[0]), k),
-                "rank": np.tile(np.arange(1, k + 1), rows.shape[0]),
-                "id": ids.ravel().astype(np.int64),
-                "score": scores.ravel().astype(np.float32),
-            }
-        )
-        found = found[found["id"] >= 0]  # approximate kinds may find fewer than k
-        found.insert(3, "path", self.items.set_index("id")["path"].reindex(found["id"]).to_numpy())
-        return found.reset_index(drop=True)
-
-    def _search(self, rows, k: int) -> tuple[np.ndarray, np.ndarray]:
-        if self.kind == "sparse":
-            return self._search_sparse(rows, k)
+    def _drop(self, ids: list[int]) -> None:
         if self.kind == "hnsw":
-            return self._search_graph(rows, k)
-        probes = self.options["probes"]
-        searcher = self._searcher() if max(k, probes) <= GPU_LIMIT else self._index
-        if self.kind == "ivfpq":
-            # set on the index: libraries that patch faiss for torch drop the search's ``params``
-            space = faiss.ParameterSpace if searcher is self._index else faiss.GpuParameterSpace
-            space().set_index_parameter(searcher, "nprobe", probes)
-        return searcher.search(rows, k)
-
-    def _searcher(self) -> faiss.Index:
-        """A copy on the cards, made once after each change; the index itself without a card that takes it."""
-        if self._copy is None:
-            self._copy = self._index
-            if faiss.get_num_gpus():
-                options = faiss.GpuMultipleClonerOptions()
-                options.useFloat16 = self.kind == "ivfpq"  # in float32 its tables exceed a block's memory
-                try:
-                    self._copy = faiss.index_cpu_to_all_gpus(self._index, options)
-                except RuntimeError as error:
-                    warnings.warn(f"the CPU searches, the GPU refused: {error}", stacklevel=2)
-        return self._copy
-
-    def _search_graph(self, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Search for as many more as were removed, and pass those over; places without an image hold id -1."""
-        wanted = min(k + len(self.removed), self._index.ntotal)
-        faiss.downcast_index(self._index.index).hnsw.efSearch = max(self.options["effort"], wanted)
-        scores, ids = self._index.search(rows, wanted)
-        order = np.argsort(np.isin(ids, [*self.removed, -1]), axis=1, kind="stable")[:, :k]
-        scores, ids = np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
-        return scores, np.where(np.isin(ids, self.removed), -1, ids)
-
-    def _search_sparse(self, rows: sp.csr_matrix, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Only images that share a code with the query are touched; the others score 0 and come last, by id."""
-        scores, ids = np.zeros((rows.shape[0], k), np.float32), np.zeros((rows.shape[0], k), np.int64)
-        for i in range(rows.shape[0]):
-            hit = rows[i] @ self._postings
-            order = np.lexsort((self._columns[hit.indices], -hit.data))[:k]
-            best = hit.indices[order]
-            if len(best) < k:
-                rest = np.setdiff1d(np.arange(len(self._columns)), hit.indices)[: k - len(best)]
-                best = np.concatenate([best, rest])
-            scores[i, : len(order)], ids[i] = hit.data[order], self._columns[best]
-        return scores, ids
-
-    # -- storage ---------------------------------------------------------------------------------------------
-
-    def save(self, folder: str | Path) -> None:
-        """Write the index to a folder. The manifest is replaced last, when the disk holds what it names: a save that
-        is cut off leaves the old index, and the next save clears its remains away."""
-        folder = Path(folder)
-        version = next_version(folder)
-        items, data = folder / f"items-{version}.parquet", folder / f"index-{version}.bin"
-        self.items.to_parquet(items, index=False)
-        if self.kind == "sparse":
-            p = self._postings.tocsr()
-            ends = {name: getattr(p, name).astype(np.int64) for name in ("indices", "indptr")}
-            save_file(ends | {"data": p.data, "columns": self._columns}, data)
-        elif self._index is not None:
-            faiss.write_index(self._index, str(data))
+            self.removed += ids
         else:
-            data.write_bytes(b"")
-        manifest = {
-            "version": version, "kind": self.kind, "metric": "inner product", "dimension": self.dimension,
-            "count": len(self), "model": self.model, "image_size": self.image_size, "next_id": self.next_id,
-            "removed": self.removed.tolist(), "options": self.options, "faiss": faiss.__version__,
-            "files": {p.name: model_hash(p) for p in (items, data)},
-        }  # fmt: skip
-        written = folder / f".{MANIFEST}.{os.getpid()}"
-        written.write_text(json.dumps(manifest, indent=1))
-        for path in (items, data, written, folder):
-            _sync(path)
-        written.replace(folder / MANIFEST)
-        _sync(folder)
-        for old in folder.iterdir():
-            if OWN.fullmatch(old.name) and old not in (items, data):
-                old.unlink()
+            self.store.remove_ids(np.array(ids))
+
+    def _key(self, path: str | os.PathLike) -> str:
+        """The path as it is kept: relative to the root of a folder's index; refused if no file can bear it."""
+        try:
+            key, root = os.fspath(path), self.about.get("root")
+            if not os.fsencode(key) or "\0" in key:
+                raise ValueError("empty, or with a NUL")
+        except (ValueError, TypeError) as error:
+            raise HamletError(f"{path!r} cannot be the path of a photo: {error}") from error
+        return os.path.relpath(key, root) if root and os.path.isabs(key) else key
+
+    def _rows(self, descriptors: np.ndarray) -> np.ndarray:
+        rows = np.atleast_2d(descriptors)
+        if rows.ndim != 2 or rows.shape[1] != self.dimension or rows.dtype.kind not in "fiub":
+            raise HamletError(
+                f"expected real descriptors (N, {self.dimension}), got {rows.dtype} {rows.shape}"
+            )
+        rows = np.ascontiguousarray(rows, np.float32)
+        if not np.isfinite(rows).all():
+            raise HamletError("descriptors hold NaN or infinity; leave out the photo that caused it")
+        return rows
+
+    def _become(self, kind: str, count: int, sample: np.ndarray | None = None) -> None:
+        """Move what is held into a new store for some ``count`` descriptors; ivfpq learns from them, or ``sample``."""
+        rows, ids = self.vectors(), np.array(list(self.paths), np.int64)
+        sample = rows if sample is None else sample
+        cells = int(max(1, min(4 * count**0.5, len(sample) / 39)))  # faiss wants some 39 descriptors a cell
+        size = max(d for d in range(1, 65) if self.dimension % d == 0)  # bytes a photo
+        # "np": without reordering for polysemous search, which takes minutes and is not used here
+        recipe = {"flat": "IDMap2,Flat", "hnsw": "IDMap2,HNSW32", "ivfpq": f"IVF{cells},PQ{size}np"}[kind]
+        store = faiss.index_factory(self.dimension, recipe, faiss.METRIC_INNER_PRODUCT)
+        if kind == "ivfpq":
+            if len(sample) < 256:
+                raise HamletError(f"ivfpq learns from 256 descriptors or more, got {len(sample)}; use flat")
+            store.cp.min_points_per_centroid = store.pq.cp.min_points_per_centroid = 1  # no words about few
+            store.train(sample)
+        if len(ids):
+            store.add_with_ids(rows, ids)
+        self.kind, self.store, self.removed = kind, store, []
+
+    def grow(self, count: int, kind: str | None = None) -> None:
+        """Take the kind that ``count`` photos call for, or the one asked for, once enough is there to learn from."""
+        best, why = (kind, "asked for") if kind else choose_kind(count, self.dimension)
+        enough = len(self) >= count or 4 * len(self) * self.dimension >= EXACT_BYTES
+        simpler = kind is None and KINDS.index(best) < KINDS.index(self.kind)  # never again by itself
+        if enough and best != self.kind and not simpler:
+            self._become(best, count)
+        elif len(self.removed) > len(self):  # a graph that is mostly dead is made anew
+            self._become(self.kind, count)
+        self.about["why"] = why if self.kind == best else self.about.get("why", "")
+
+    def vectors(self, ids: Sequence[int] | None = None) -> np.ndarray:
+        """Descriptors float32 (N, D) by id, by default of all photos; from ivfpq what its codes hold."""
+        if self.kind == "ivfpq" and self.store is not None:
+            self.store.set_direct_map_type(faiss.DirectMap.Hashtable)
+        rows = [self.store.reconstruct(int(i)) for i in (self.paths if ids is None else ids)]
+        return np.stack(rows) if rows else np.zeros((0, self.dimension), np.float32)
+
+    def encoder(self) -> photos.Encoder:
+        """The model that described the photos; refused if what has its name now describes otherwise."""
+        found = photos.load(self.about.get("model") or "default")
+        if not photos.same(photos.probe(found), self.about.get("probe", ())):
+            raise HamletError(f"the model {found.name!r} is not what made this index; index the photos again")
+        return found
+
+    def photo(self, item: int) -> Path:
+        """Where the photo with this id lies."""
+        if item not in self.paths:
+            raise HamletError(f"no photo with id {item} in this index")
+        return Path(self.about.get("root", ""), self.paths[item])
+
+    def query(self, descriptors: np.ndarray, k: int = 10) -> pd.DataFrame:
+        """The k best photos of every query: a frame with query, rank (from 1), id, path, score, best first."""
+        rows, k = self._rows(descriptors), min(whole("k", k), len(self))
+        scores, ids = self._nearest(rows, k) if k else (np.zeros((len(rows), 0)),) * 2
+        asked, rank = np.indices(ids.shape)
+        found = pd.DataFrame(
+            {"query": asked.ravel(), "rank": rank.ravel() + 1, "id": ids.ravel().astype(int)}
+        )
+        found["score"] = scores.ravel().astype(np.float32)
+        found = found[found["id"] >= 0].reset_index(drop=True)  # approximate kinds may find fewer than k
+        root = self.about.get("root", "")
+        found.insert(3, "path", [os.path.join(root, self.paths[i]) for i in found["id"].tolist()])
+        return found
+
+    def _nearest(self, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and ids (Q, k), best first; -1 where nothing was found."""
+        wanted = min(k + len(self.removed), self.store.ntotal)
+        if self.kind == "hnsw":  # as many more as were removed, and those are passed over
+            effort = max(wanted, min(self.effort, self.store.ntotal))
+            faiss.downcast_index(self.store.index).hnsw.efSearch = effort
+        if self.kind == "ivfpq":  # set here: what patches faiss for torch drops the search's ``params``
+            self.store.nprobe = min(self.probes, self.store.nlist)
+        scores, ids = self.store.search(rows, wanted)
+        ids = np.where(np.isin(ids, self.removed), -1, ids)
+        order = np.argsort(ids < 0, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+
+    def duplicates(self, threshold: float) -> list[list[int]]:
+        """Groups of two ids or more whose descriptors reach ``threshold`` by inner product, from one to the next.
+
+        Each photo is joined to at most 32 others; an approximate kind may miss some.
+        """
+        ids, pairs = np.array(list(self.paths), np.int64), [np.zeros((2, 0), int)]
+        for start in range(0, len(ids), 512):
+            found = self.query(self.vectors(ids[start : start + 512]), 33)
+            found = found[found["score"] >= threshold]
+            pairs.append(np.stack([found["query"] + start, np.searchsorted(ids, found["id"])]))
+        one, other = np.concatenate(pairs, axis=1)
+        graph = coo_array((np.ones(len(one), bool), (one, other)), shape=(len(ids),) * 2)
+        groups = pd.Series(ids).groupby(connected_components(graph, directed=False)[1]).agg(list)
+        return [group for group in groups if len(group) > 1]
+
+    # -- folders -----------------------------------------------------------------------------------------------
 
     @classmethod
-    def load(cls, folder: str | Path, model: str | None = None, image_size: int | None = None) -> "Index":
-        """Read a saved index, every file checked against the manifest.
+    def from_folder(
+        cls, root: str | Path, folder: str | Path | None = None, model=None, **options
+    ) -> "Index":
+        """Describe all photos below ``root``; with ``folder``, keep the index there, and next time only what changed.
 
-        Args:
-            model: hash of the model that queries will come from; an index made by another model is refused. Without
-                it nothing is compared: it is then the caller who knows that both come from one model.
-            image_size: pixels at which queries will be described; an index that records another size is refused.
+        model: for ``hamlet.load``, or what it returned; by default the index's own, else "default". options: those of
+        ``update``. A build that was stopped goes on when it is asked for again.
         """
-        folder = Path(folder)
-        if not (folder / MANIFEST).is_file():
-            raise FileNotFoundError(f"no index at {folder}: {MANIFEST} is missing; build one first")
-        manifest = _manifest(folder)
-        if model is not None and model != manifest["model"]:
-            raise ValueError(
-                f"{folder} was made by the model {manifest['model'][:12] or '(none)'}, queries come from {model[:12]}; "
-                "use that model or build the index again"
-            )
-        made_at = manifest.get("image_size")
-        if None not in (image_size, made_at) and image_size != made_at:
-            raise ValueError(
-                f"{folder} holds images at {made_at} px, queries come at {image_size}; use {made_at}"
-            )
-        for name, expected in manifest["files"].items():
-            if not (folder / name).is_file() or model_hash(folder / name) != expected:
-                raise ValueError(f"{folder / name} is missing or damaged; build the index again")
-        index = cls(manifest["kind"], manifest["dimension"], manifest["model"], **manifest["options"])
-        items, data = (folder / name for name in manifest["files"])
-        index.items, index.next_id = pd.read_parquet(items), manifest["next_id"]
-        index.removed, index.image_size = np.array(manifest["removed"], np.int64), made_at
-        if index.kind == "sparse":
-            parts = load_file(data)
-            index._columns, shape = parts["columns"], (index.dimension, len(parts["columns"]))
-            index._postings = sp.csr_matrix((parts["data"], parts["indices"], parts["indptr"]), shape=shape)
-        elif data.stat().st_size:
-            index._index = faiss.read_index(str(data))
+        with storage.writing(folder) if folder else nullcontext():
+            old = cls.load(folder) if folder and (Path(folder) / storage.FILE).is_file() else cls()
+            name = model or old.about.get("model") or "default"
+            encoder = photos.load(name) if isinstance(name, str) else name
+            probe = photos.probe(encoder)
+            index = old if photos.same(probe, old.about.get("probe", ())) else cls("flat", len(probe))
+            index.version = old.version
+            index.about |= {"model": name if isinstance(name, str) else "", "probe": probe.tolist()}
+            aside = storage.keep(folder) if len(old) and index is not old else ""  # of another model
+            index.update(encoder, root, folder, **options).set_aside = aside
         return index
 
+    def update(
+        self, encoder: photos.Encoder | None = None, root=None, folder=None, kind=None, **options
+    ) -> Changes:
+        """Describe what is new or changed below ``root`` (default: the index's), forget what is gone.
 
-def _manifest(folder: Path) -> dict:
-    """What a saved index says of itself; ValueError where it is damaged."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        for name, kind in FIELDS.items():
-            if not isinstance(manifest[name], kind):
-                raise TypeError(f"{name} is {manifest[name]!r}")
-    except (ValueError, KeyError, TypeError) as error:
-        hint = f"delete {folder} and build the index again"
-        raise ValueError(f"{folder / MANIFEST} is damaged, {error!r}; {hint}") from error
-    return manifest
+        folder: where the index is saved, also on the way. kind: one of KINDS, by default by size. options: batch_size,
+        progress.
+        """
+        home = self.about.get("root")
+        root = Path(root or home).resolve()
+        if home and Path(home).is_dir() and root != Path(home):
+            raise HamletError(f"this is the index of {home}; choose another folder for the index of {root}")
+        self.about["root"] = str(root)  # also where the photos have moved
+        now, left_out = photos.states(root)
+        old = {path: state for path, (_, state) in self.items.items()}
+        todo = [path for path, state in now.items() if old.get(path) != state]
+        np.random.default_rng(0).shuffle(todo)  # ivfpq learns from the first, which must not be of one folder
+        self.remove(gone := old.keys() - now.keys())
+        saved, pause = time.monotonic(), CHECKPOINT
+        for rows, names, broken in photos.describe(root, todo, encoder or self.encoder(), **options):
+            self.remove([path for path in (*names, *(path for path, _ in broken)) if path in self.items])
+            if names:
+                self.add(rows, names, [now[path] for path in names])
+            self.grow(len(now), kind)
+            left_out += broken
+            if folder and time.monotonic() - saved > pause:
+                start = time.monotonic()
+                self.save(folder)
+                saved = time.monotonic()
+                pause = max(CHECKPOINT, (saved - start) / SAVING)
+        if folder:
+            self.grow(len(self), kind)
+            self.save(folder)
+        known = [path in old for path in todo if path in self.items]
+        self.changes = Changes(known.count(False), known.count(True), len(gone), left_out)
+        return self.changes
 
+    def save(self, folder: str | Path) -> None:
+        """Replace the index in ``folder``, whole or not at all; refused if another process changed it meanwhile."""
+        about = {"kind": self.kind, "dimension": self.dimension, "about": self.about, "removed": self.removed}
+        about |= {"probes": self.probes, "effort": self.effort, "next_id": self.next_id}
+        about["items"] = [(path, i, state) for path, (i, state) in self.items.items()]
+        store = np.zeros(0, np.uint8) if self.store is None else faiss.serialize_index(self.store)
+        self.version = storage.write(folder, about, store, self.version)
 
-def next_version(folder: Path) -> int:
-    """Make ``folder`` ready for a save. Only an index, or what an interrupted save left, may lie there already."""
-    if folder.is_file():
-        raise FileExistsError(f"{folder} is a file; choose an empty folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / MANIFEST).exists():
-        return _manifest(folder)["version"] + 1
-    if others := sorted(
-        p.name for p in folder.iterdir() if not OWN.fullmatch(p.name) and p.name != DESCRIBED
-    ):
-        raise FileExistsError(f"{folder} holds other files ({others[0]}); choose an empty folder")
-    return 1
-
-
-def _sync(path: Path) -> None:
-    """Wait until the disk holds a file's content, or the names in a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    @classmethod
+    def load(cls, folder: str | Path) -> "Index":
+        """Read a saved index, its content checked; it can be replaced meanwhile without harm."""
+        about, store, version = storage.read(folder)
+        index = cls(about["kind"], about["dimension"], about["about"], about["probes"], about["effort"])
+        index.items = {path: (i, state) for path, i, state in about["items"]}
+        index.paths = {i: path for path, (i, _) in index.items.items()}
+        index.removed, index.next_id, index.version = about["removed"], about["next_id"], version
+        index.store = faiss.deserialize_index(store) if len(store) else None
+        return index

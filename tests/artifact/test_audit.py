@@ -34,8 +34,8 @@ def test_the_reported_tables():
     assert (first["printed"], first["multiple"]) == ("70.68", 0.55) and first["product"] == pytest.approx(
         70.675
     )
-    control = audit.control_bases().query("base != 'HAMLET_ResNet18'")
-    assert control["hits"].max() == 4 and len(control) == 12
+    by_base = audit.figure_data().groupby("base")["hit"].sum()
+    assert by_base.pop("HAMLET_ResNet18") == 42 and by_base.max() == 5 and len(by_base) == 6
 
 
 def test_the_pattern_of_the_multiples():
@@ -51,33 +51,27 @@ def test_percentages_hold_sixteen_and_one_is_truncated():
 
 
 def test_simulated_hits_have_their_exact_rate():
-    """A cell uniform over its window hits with the share of printable values that are hits, up to its ends."""
-    for table in ("accuracy", "efficiency"):
-        cells = audit.multiples(table).drop_duplicates(["metric", "printed"])
-        hits = audit.simulate(table, "uniform", 40_000)
-        assert hits.mean() == pytest.approx(cells["chance"].sum(), abs=0.03)
-        assert hits.var() == pytest.approx((cells["chance"] * (1 - cells["chance"])).sum(), rel=0.05)
+    """A cell anywhere within 10% hits with the share of printable values there that are hits."""
+    for row in audit.chance(40_000).itertuples():
+        numbers = audit.units(row.table)[0]
+        cells, base, expected = numbers.drop(index=audit.BASE).drop_duplicates(), numbers.loc[audit.BASE], 0.0
+        for metric in cells:
+            for cell in cells[metric]:
+                window = np.arange(-(-9 * cell // 10), 11 * cell // 10 + 1)
+                expected += audit.nearest_multiple(window, base[metric])[1].mean()
+        assert row[4] == pytest.approx(expected, abs=0.03)
 
 
-def test_the_simulation_would_see_the_pattern(monkeypatch):
-    """Two-decimal truth without noise reaches every cell: a simulation that cannot hit proves nothing."""
-    monkeypatch.setattr(
-        audit, "_draw", lambda t, n, rows, base, scale, size, rng: np.broadcast_to(rows, size)
-    )
-    for table, cells in (("accuracy", 16), ("efficiency", 18)):
-        assert (audit.simulate(table, "two-decimal truth", 10) == cells).all()
-
-
-def test_chance_tables_and_figure():
-    chance = audit.chance_of_multiples(2000)
-    assert (chance["hits"] == chance["cells"]).all() and (chance["tables that reach it"] == 0).all()
+def test_chance_counts_and_repeats():
+    chance = audit.chance(2000)
+    assert chance["cells"].tolist() == [16, 18]
+    assert (chance["hits reported"] == chance["cells"]).all() and (chance["tables that reach it"] == 0).all()
     assert chance["probability at most"].unique() == pytest.approx([1 - 0.025 ** (1 / 2000)])
-    assert audit.chance_of_multiples(2000).equals(chance)
-    alike = audit.chance_of_identical_rows(20_000)
-    assert 0 < alike["share"].max() < 0.001 and (alike["share"] < alike["probability at most"]).all()
-    with pytest.raises(ValueError, match="unknown null model 'none'"):
-        audit.simulate("accuracy", "none")
-    data = audit.figure_data(2000)
-    shares = data[data["panel"] == "chance"].groupby(["table", "series"])["y"].sum()
-    assert shares.to_numpy() == pytest.approx(1)
-    assert len(audit.figure(data).axes) == 4
+    assert audit.chance(2000).equals(chance)
+
+
+def test_the_figure_can_be_read_without_its_notebook():
+    figure = audit.figure(audit.figure_data(), 1.1)
+    assert "By chance about 1.1 would be" in figure.get_suptitle() and "42" in figure.get_suptitle()
+    assert "HAMLET_ResNet18 42 of 42" in figure.get_label()
+    assert len(figure.axes[0].texts) == 7

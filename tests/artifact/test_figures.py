@@ -15,10 +15,17 @@ from matplotlib.text import Text
 from PIL import Image
 
 from hamlet import paths
-from hamlet.artifact import figures, pictures
+from hamlet.artifact import claims, figures, paper, pictures, tables
 from hamlet.artifact import results as report
+from hamlet.errors import HamletError
 
 FEW = ("spca_resnet18", "dscf_resnet18", "gem_resnet18-text", "mlp_mobilenetv3")  # left out: time is short
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """Fewer pixels: time is short."""
+    monkeypatch.setattr(figures, "RESOLUTIONS", (60, 40))
 
 
 @pytest.fixture(scope="module")
@@ -28,43 +35,47 @@ def profile(tmp_path_factory):
         patch.setenv("HAMLET_OUTPUT", str(root))
         stored.store_profile(root, without=FEW)
         results = report.load_results("quick", "flat")
-        cost = report.efficiency_summary(report.load_efficiency("quick", "flat"))
-    return results, report.accuracy_summary(results), cost
+        cost = tables.efficiency_summary(report.load_efficiency("quick", "flat"))
+    return results, tables.accuracy_summary(results), cost
 
 
 def drawn(name, profile):
     """(figure, data) of each figure."""
     results, accuracy, cost = profile
-    images = stored.dataset()
-    if name == "accuracy":
-        return figures.accuracy_bars(accuracy), accuracy
-    if name == "efficiency":
-        return figures.efficiency_bars(cost), cost
+    images, run = pictures.thumbnails(results, "hamlet_resnet18"), "hamlet_resnet18"
     make, data = {
+        "accuracy": (figures.accuracy_bars, lambda: accuracy),
+        "efficiency": (figures.efficiency_bars, lambda: cost),
         "tradeoff": (figures.tradeoff, lambda: figures.tradeoff_data(accuracy, cost)),
         "backbones": (figures.backbones, lambda: figures.backbone_data(accuracy, cost)),
         "learning_curves": (figures.learning_curves, lambda: figures.curves_data(results)),
+        "ablation": (figures.ablation, lambda: compared(results)),
+        "captions_quality": (
+            figures.captions_quality,
+            lambda: pd.DataFrame({"What": ["word"], "mAP": ["0.5"]}),
+        ),
         "retrieval_gallery": (
-            lambda rows: pictures.retrieval_gallery(rows, images),
-            lambda: pictures.neighbours_data(results, "hamlet_resnet18"),
+            lambda rows, title: pictures.retrieval_gallery(rows, images, title),
+            lambda: pictures.neighbours_data(results, run),
         ),
         "contact_sheet": (
-            lambda rows: pictures.contact_sheet(rows, images),
-            lambda: pictures.contact_data(images),
+            lambda rows, title: pictures.contact_sheet(rows, images, title),
+            lambda: pictures.contact_data(results, run),
         ),
     }[name]
     rows = data()
-    return make(rows), rows
+    return make(rows, "profile quick, data set flat"), rows
+
+
+def compared(results):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HAMLET_OUTPUT", str(results["folder"].iloc[0].parents[4]))
+        return claims.comparisons("quick", "flat", ablation=True, resamples=100)
 
 
 NAMES = [
-    "accuracy",
-    "efficiency",
-    "tradeoff",
-    "backbones",
-    "learning_curves",
-    "retrieval_gallery",
-    "contact_sheet",
+    *("accuracy", "efficiency", "tradeoff", "backbones", "learning_curves", "ablation", "captions_quality"),
+    *("retrieval_gallery", "contact_sheet"),
 ]
 
 
@@ -85,6 +96,13 @@ def test_three_files_that_repeat_and_carry_no_date(name, profile, tmp_path):
     pdf, png = written[0].read_bytes(), written[1].read_bytes()
     assert b"CreationDate" not in pdf and b"Producer" not in pdf and b"Software" not in png
     assert len(pd.read_csv(written[2])) == len(data)
+    alt = Image.open(written[1]).text["Description"]
+    assert alt == figure.get_label() and alt.startswith("profile quick, data set flat") and len(alt) > 40
+    assert (
+        figures.shown(figure).metadata["alt"] == alt
+        if figures.shown(figure).metadata
+        else figures.shown(figure).alt == alt
+    )
 
 
 def test_bytes_do_not_depend_on_the_process(tmp_path, profile):
@@ -92,13 +110,13 @@ def test_bytes_do_not_depend_on_the_process(tmp_path, profile):
     data.to_csv(tmp_path / "data.csv", index=False)
     code = (
         "import sys, pandas as pd; from hamlet.artifact import figures; d = pd.read_csv(sys.argv[1]);"
-        "figures.save_figure(figures.tradeoff(d), sys.argv[2], d)"
+        "figures.save_figure(figures.tradeoff(d, chr(116)), sys.argv[2], d)"
     )
     environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": str(paths.ROOT)}
     command = [sys.executable, "-c", code, str(tmp_path / "data.csv"), str(tmp_path / "other")]
     subprocess.run(command, check=True, env=environment)
     data = pd.read_csv(tmp_path / "data.csv")
-    for path in figures.save_figure(figures.tradeoff(data), tmp_path / "own", data):
+    for path in figures.save_figure(figures.tradeoff(data, "t"), tmp_path / "own", data):
         assert path.read_bytes() == path.with_stem("other").read_bytes(), path.suffix
 
 
@@ -110,14 +128,14 @@ def test_every_bar_has_its_length_and_a_missing_run_says_so(profile):
     assert np.allclose(sorted(lengths), sorted(expected))
     assert " not run" in texts(figure)
     hatched = sum(bar.get_hatch() is not None for bar in axis.patches)
-    assert hatched == len(set(report.CONTROLS) - set(FEW)) == 6
+    assert hatched == len(set(paper.CONTROLS) - set(FEW)) == 6
 
 
 def test_seeds_are_marked_and_named_from_two_on(profile):
     summary, dots = profile[1].dropna(subset="mean"), "dots: lowest and highest seed"
 
     def marked(seeds):
-        figure = figures.accuracy_bars(summary.assign(seeds=seeds))
+        figure = figures.accuracy_bars(summary.assign(seeds=seeds), "t")
         lines = figure.findobj(lambda artist: artist.get_gid() == "seeds")
         return sum(len(line.get_xdata()) for line in lines), any(dots in text for text in texts(figure))
 
@@ -131,7 +149,7 @@ def test_memory_has_whiskers_where_its_quartiles_were_measured(profile):
     without = cost.drop(columns=["memory_mb_q25", "memory_mb_q75"], errors="ignore")
     measured = cost.assign(memory_mb_q25=cost["memory_mb"] - 1, memory_mb_q75=cost["memory_mb"] + 2)
     for summary, expected in ((without, False), (measured, True)):
-        figure = figures.efficiency_bars(summary)
+        figure = figures.efficiency_bars(summary, "t")
         assert any(line.get_marker() == "|" for line in figure.axes[1].lines) == expected
         assert any(over in text for text in texts(figure)) == expected
 
@@ -174,47 +192,49 @@ def test_pareto_front_against_a_loop(profile):
     }
 
 
-CROWDED = [  # measured once: a short level piece of the front starts at a point whose name is longer than it
-    ("HAMLET_ResNet18", 60.8, 0.418, 25.8, True), ("HAMLET_MobileNetV3", 24.4, 0.314, 11.6, True),
-    ("SPARSE_ResNet18", 49.3, 0.314, 21.9, False), ("SPARSE_MobileNetV3", 16.5, 0.150, 9.8, False),
-    ("MACE_ResNet18", 80.2, 0.335, 24.5, False), ("SpCa_ResNet18", 62.9, 0.362, 23.8, False),
-    ("DSCF_ResNet18", 84.7, 0.400, 24.3, False), ("GeM_ResNet18", 44.5, 0.371, 11.4, True),
-    ("GeM_MobileNetV3", 14.3, 0.214, 3.5, True), ("MLP_ResNet18", 48.5, 0.345, 25.8, False),
-    ("MLP_MobileNetV3", 16.3, 0.195, 11.6, False),
-]  # fmt: skip
+def test_the_front_is_over_every_row_and_a_variant_can_dominate(profile):
+    _, accuracy, cost = profile
+    better = accuracy["run"].eq("hamlet_resnet18-no_text") & accuracy["metric"].eq("mAP")
+    data = figures.tradeoff_data(
+        accuracy.assign(mean=accuracy["mean"].mask(better, 0.9)), cost.assign(latency_ms=20.0)
+    )
+    front = data[(data["source"] == "measured") & data["pareto"]]
+    assert list(front["model"]) == ["HAMLET_ResNet18 (no text)"]
 
 
-def crowded(profile):
-    rows = pd.DataFrame(CROWDED, columns=["model", "latency_ms", "mAP", "parameters_m", "pareto"])
-    rows["backbone"] = rows["model"].str.split("_").str[1]
-    return pd.concat([rows.assign(source=source) for source in ("measured", "reported")])
+def test_intervals_run_both_ways(profile):
+    data = figures.tradeoff_data(profile[1], profile[2])
+    row = data[(data["source"] == "measured") & (data["model"] == "HAMLET_ResNet18")].iloc[0]
+    assert [row["latency_low"], row["latency_ms"], row["latency_high"]] == [23, 24, 26]
+    assert (
+        row["mAP"] - row["mAP_low"] == pytest.approx(row["mAP_high"] - row["mAP"])
+        and row["mAP_low"] < row["mAP"]
+    )
+    drawn_lines = figures.tradeoff(data, "t").axes[0].lines
+    assert any(list(line.get_xdata()) == [23, 26] for line in drawn_lines)
 
 
-@pytest.mark.parametrize("make", [lambda p: figures.tradeoff_data(p[1], p[2]), crowded])
-def test_labels_of_the_tradeoff_cover_no_label_no_point_and_no_front(profile, make):
-    data = make(profile)
-    figure = figures.tradeoff(data)
+def test_the_key_explains_every_marker_shape(profile):
+    figure, data = drawn("tradeoff", profile)
+    named = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+    assert {model.split("_")[0] for model in data["model"]} <= named
+
+
+@pytest.mark.parametrize("dataset", ["scenes", "grocery"])
+def test_labels_of_the_tradeoff_cover_no_label_and_no_point(dataset):
+    cost = tables.efficiency_summary(report.load_efficiency("quick", dataset))
+    data = figures.tradeoff_data(tables.accuracy_summary(report.load_results("quick", dataset)), cost)
+    figure = figures.tradeoff(data, "t")
     figure.draw_without_rendering()
     for axis in figure.axes:
-        boxes = [Text.get_window_extent(text) for text in axis.texts]
+        named = [text for text in axis.texts if text.get_text()]
+        boxes = [Text.get_window_extent(text) for text in named]
         assert len(boxes) == (data["source"] == axis.get_title().split()[0].lower()).sum()
         assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
         points = [axis.transData.transform(dots.get_offsets()[0]) for dots in axis.collections]
-        front = axis.lines[0].get_path().transformed(axis.lines[0].get_transform())
-        steps = front.interpolated(200).vertices  # 200 places on each piece
         for box in boxes:
-            assert axis.bbox.x0 < box.x0 and box.x1 < axis.bbox.x1
-            assert not box.count_contains(points) and not box.count_contains(steps)
-
-
-def test_the_crowded_tradeoff_names_each_point_beside_it(profile):
-    figure = figures.tradeoff(crowded(profile))
-    figure.draw_without_rendering()
-    for axis in figure.axes:
-        for text in axis.texts:
-            point, box = axis.transData.transform(text.xy), Text.get_window_extent(text)
-            gap = np.maximum([box.x0 - point[0], box.y0 - point[1]], [point[0] - box.x1, point[1] - box.y1])
-            assert gap.max() < 30, text.get_text()
+            assert axis.bbox.x0 - 1 < box.x0 and box.x1 < axis.bbox.x1 + 1
+            assert not box.count_contains(points)
 
 
 def test_backbone_changes(profile):
@@ -229,10 +249,34 @@ def test_gallery_marks_right_and_wrong_and_shows_the_right_pixels(profile):
     titles = [axis.get_title() for axis in figure.axes]
     assert sum(title.startswith("✓") for title in titles) == data["correct"].sum()
     assert sum(title.startswith("✗") for title in titles) == (~data["correct"]).sum()
-    split = stored.dataset().query
+    images = pictures.thumbnails(profile[0], "hamlet_resnet18")
     shown = [axis.images[0].get_array() for axis in figure.axes if axis.images]
-    assert np.array_equal(shown[0], split.images[split.paths.index(data["query_path"].iloc[0])])
-    assert np.array_equal(shown[1], split.images[split.paths.index(data["path"].iloc[0])])
+    assert np.array_equal(shown[0], images[data["query_path"].iloc[0]])
+    assert np.array_equal(shown[1], images[data["path"].iloc[0]])
+    split = stored.dataset().query
+    original = split.images[split.paths.index(data["query_path"].iloc[0])]
+    assert abs(original.astype(int).mean((0, 1)) - shown[0].astype(int).mean((0, 1))).max() < 12
+
+
+def test_a_run_without_pictures_says_so_in_their_place(profile):
+    data = pictures.neighbours_data(profile[0], "hamlet_resnet18")
+    assert "no picture\nstored" in texts(pictures.retrieval_gallery(data, {}, "t"))
+
+
+def test_names_with_dollars_are_no_formulas(profile, tmp_path):
+    results, accuracy, _ = profile
+    data = pictures.neighbours_data(results, "hamlet_resnet18").assign(
+        **{"class": "cost_$5_$6", "query_class": "a$_$"}
+    )
+    classes = pd.DataFrame({"class": ["cost_$5_$6"], "path": ["x"]})
+    named = accuracy.assign(model="cost_$5_$6")
+    points = figures.tradeoff_data(named, profile[2])
+    for index, figure in enumerate((
+        pictures.retrieval_gallery(data, {}, "$5_$6"), pictures.contact_sheet(classes, {}, "$5_$6"),
+        figures.accuracy_bars(named, "$5_$6"), figures.tradeoff(points, "$5_$6"),
+    )):  # fmt: skip
+        figures.save_figure(figure, tmp_path / str(index), classes)
+        figures.shown(figure)
 
 
 LONGEST = [  # of the Grocery Store Dataset and of scenes
@@ -246,7 +290,7 @@ def test_gallery_names_are_whole_and_fit_over_their_images(profile):
     names = np.resize(LONGEST, len(data))
     data = data.assign(**{"class": names, "query_class": np.roll(names, 1)})
     data["query_class"] = data.groupby("query_path")["query_class"].transform("first")
-    figure = pictures.retrieval_gallery(data, stored.dataset())
+    figure = pictures.retrieval_gallery(data, {}, "t")
     figure.draw_without_rendering()
     shown = [axis for axis in figure.axes if axis.get_title()]
     whole = [axis.get_title().replace("\n", "").lstrip("✓✗ ") for axis in shown]
@@ -282,17 +326,21 @@ def test_names_are_wrapped_not_cut(name, lines):
     assert pictures.wrapped(name).split("\n") == lines
 
 
-@pytest.mark.parametrize("count, columns", [(2, 2), (7, 7), (8, 4), (11, 6), (12, 6), (13, 7), (15, 5)])
-def test_learning_curves_leave_few_places_empty(count, columns):
+def test_learning_curves_show_each_configuration_twice():
     frame = pd.DataFrame(
         {"epoch": [1, 2], "metric_loss": [2.0, 1.0], "validation_mAP": [0.1, 0.2], "seed": 0}
     )
-    data = pd.concat([frame.assign(run=f"m{i}", model=f"M{i}_ResNet18") for i in range(count)])
-    figure = figures.learning_curves(data)
-    shown = [axis for axis in figure.axes if axis.get_visible()]
-    assert len(shown) == 2 * count
-    assert shown[0].get_gridspec().ncols == columns
-    assert sum(axis.get_xlabel() == "epoch" for axis in shown) == columns  # once, below each column
+    for count in (1, 2, 7, 15):
+        data = pd.concat([frame.assign(run=f"m{i}", model=f"M{i}_ResNet18") for i in range(count)])
+        shown = [axis for axis in figures.learning_curves(data, "t").axes if axis.get_visible()]
+        assert len(shown) == 2 * count
+        assert sum(axis.get_xlabel() == "epoch" for axis in shown) == min(count, 5)  # once, below each column
+
+
+def test_data_of_figures_has_six_digits(profile, tmp_path):
+    figure, _ = drawn("captions_quality", profile)
+    path = figures.save_figure(figure, tmp_path / "a", pd.DataFrame({"x": [1 / 3, 123456.789]}))[2]
+    assert path.read_text() == "x\n0.333333\n123457.0\n"
 
 
 def test_search_figure_says_what_was_searched():
@@ -305,19 +353,15 @@ def test_search_figure_says_what_was_searched():
     assert len({marker for _, marker in figures.INDEXES.values()}) == len(figures.INDEXES)
 
 
-def test_gallery_refuses_unknown_runs_and_images(profile):
-    with pytest.raises(KeyError, match="no run 'x'"):
+def test_an_unknown_run_is_refused_by_name(profile):
+    with pytest.raises(HamletError, match="no run 'x'"):
         pictures.neighbours_data(profile[0], "x")
-    data = pictures.neighbours_data(profile[0], "hamlet_resnet18").assign(path="elsewhere.png")
-    with pytest.raises(KeyError, match="holds no image"):
-        pictures.retrieval_gallery(data, stored.dataset())
 
 
-def test_contact_sheet_shows_every_class_once_before_any_twice():
-    data = pictures.contact_data(stored.dataset(), images=2)
-    assert list(zip(data["coarse"], data["class"], strict=True)) == [
-        ("cold", "blue"), ("cold", "sky"), ("warm", "orange"), ("warm", "red"),
-    ]  # fmt: skip
+def test_contact_sheet_shows_every_class_once(profile):
+    data = pictures.contact_data(profile[0], "hamlet_resnet18")
+    assert list(data["class"]) == sorted({"blue", "orange", "red", "sky"})
+    assert len(pictures.contact_data(profile[0], "hamlet_resnet18", classes=2)) == 2
 
 
 def test_png_is_not_blank(profile):
@@ -327,7 +371,7 @@ def test_png_is_not_blank(profile):
 
 
 def test_a_heavy_figure_is_written_at_a_lower_resolution(profile, tmp_path, monkeypatch):
-    figure, data = drawn("contact_sheet", profile)
+    figure, data = drawn("learning_curves", profile)
     full = Image.open(figures.save_figure(figure, tmp_path / "full", data)[1]).width
     monkeypatch.setattr(figures, "LIMIT", (tmp_path / "full.png").stat().st_size - 1)
     small = figures.save_figure(figure, tmp_path / "small", data)[1]

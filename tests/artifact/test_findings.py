@@ -1,10 +1,10 @@
-"""The sentences name the leader, the gap and the front that the summaries hold."""
+"""The sentences name the leader, the gap, its direction and the front that the summaries hold."""
 
 import pandas as pd
 import pytest
 
-from hamlet.artifact import figures, findings
-from hamlet.artifact import results as report
+from hamlet.artifact import claims, figures, findings, tables
+from hamlet.artifact import results as stored
 
 
 def test_accuracy_names_leader_gap_controls_and_text():
@@ -16,17 +16,99 @@ def test_accuracy_names_leader_gap_controls_and_text():
         metric="mAP", query_half_width=0.01, seeds=[3, 1, 1, 1, 0], lowest_seed=0.48, highest_seed=0.53
     )
     said = " ".join(findings.accuracy(summary))
-    assert "HAMLET_ResNet18 has the highest mAP of the report's seven, 0.5000; SPARSE_ResNet18" in said
-    assert "20.0% below" not in said and "25.0% below" in said
+    assert "HAMLET_ResNet18 has the highest mAP of the report's 2 rows, 0.5000; SPARSE_ResNet18" in said
+    assert "20.0% below it" in said and "25.0%" not in said  # 0.4 is 20% below 0.5, which is 25% above it
     assert "Over the seeds HAMLET_ResNet18 from 0.4800 to 0.5300." in said  # SPARSE has one
     assert "Controls above the leader: GeM_ResNet18." in said
     assert "Text changes the mAP of HAMLET_ResNet18 by +0.0500." in said
 
 
+def test_percent_below_is_relative_to_the_higher_value():
+    assert findings.percent_below(0.1581, 0.1955) == "19.1%"  # 23.6% would be the way up
+
+
+def test_text_that_lowers_and_text_that_raises():
+    rows = [("HAMLET_ResNet18", "report", 0.4), ("HAMLET_ResNet18 (no text)", "control", 0.45)]
+    summary = pd.DataFrame(rows, columns=["model", "group", "mean"]).assign(
+        metric="mAP", query_half_width=0.01, seeds=1, lowest_seed=0.0, highest_seed=0.0
+    )
+    assert findings.accuracy(summary) == [
+        "Controls above the leader: HAMLET_ResNet18 (no text).",
+        "Text changes the mAP of HAMLET_ResNet18 by -0.0500.",
+    ]
+
+
+def test_cost_names_fastest_slowest_and_the_ratio_the_right_way_up():
+    rows = [("HAMLET_ResNet18", 30.0, 18.0), ("SPARSE_ResNet18", 20.0, 12.0), ("DSCF_ResNet18", 45.0, 40.0)]
+    summary = pd.DataFrame(rows, columns=["model", "latency_ms", "reported_latency_ms"]).assign(
+        group="report", backbone="ResNet18"
+    )
+    said = findings.cost(summary)
+    assert (
+        said[0]
+        == "SPARSE_ResNet18 is the fastest of the report's 3 rows (20.0 ms), DSCF_ResNet18 the slowest (45.0 ms)."
+    )
+    assert said[1:] == ["HAMLET_ResNet18 takes 1.50 times the time of SPARSE_ResNet18; the report says 1.50."]
+    summary["reported_latency_ms"] = float("nan")
+    assert findings.cost(summary)[1] == "HAMLET_ResNet18 takes 1.50 times the time of SPARSE_ResNet18."
+
+
+def test_the_front_is_told_from_fast_to_accurate_with_its_rows_of_the_report():
+    rows = [
+        ("B", "control", 20.0, 0.4, True),
+        ("A", "report", 10.0, 0.2, True),
+        ("C", "report", 30.0, 0.3, False),
+    ]
+    points = pd.DataFrame(rows, columns=["model", "group", "latency_ms", "mAP", "pareto"]).assign(
+        source="measured"
+    )
+    front, ranked = findings.tradeoff(points)
+    assert front.endswith("from fast to accurate: A (10 ms, 0.200), B (20 ms, 0.400).")
+    assert ranked == "Rows of the report on it: A."
+
+
+def test_backbone_changes_have_their_sign():
+    rows = [("mAP", "HAMLET", 0.4, 0.3), ("Memory (MB)", "HAMLET", 50.0, 60.0)]
+    pairs = pd.DataFrame(rows, columns=["quantity", "method", "ResNet18", "MobileNetV3"]).assign(
+        source="measured"
+    )
+    assert findings.backbones(pairs) == [
+        "mAP, from ResNet18 to MobileNetV3: HAMLET -25%.",
+        "Memory (MB), from ResNet18 to MobileNetV3: HAMLET +20%.",
+    ]
+
+
+def test_verdicts_are_counted_and_the_contradicted_named():
+    table = pd.DataFrame({
+        "id": ["S1", "S2", "S3"], "english": ["a.", "b.", "c."],
+        "verdict": ["contradicted", "reproduced", "reproduced"],
+        "verdict_classes": ["not reproduced", "reproduced", "reproduced"],
+    })  # fmt: skip
+    assert findings.verdicts(table) == [
+        "Of 3 claims: 1 contradicted, 2 reproduced.",
+        "For other classes of images 1 of these verdicts change.",
+        "Contradicted, S1: a.",
+    ]
+
+
+def test_ablation_says_above_and_below_and_what_text_is_worth():
+    rows = [
+        ("H", "H (shuffled)", 0.03, 0.001),
+        ("H", "H (no gate)", -0.02, 0.2),
+        ("H", "H (no text)", float("nan"), 1.0),
+    ]
+    said = findings.ablation(pd.DataFrame(rows, columns=["first", "second", "difference", "p_holm"]))
+    assert said == [
+        "H lies 0.0300 mAP above H (shuffled) (Holm p 0.0010).",
+        "So text, over captions shuffled between classes, is worth +0.0300 mAP.",
+        "H lies 0.0200 mAP below H (no gate) (Holm p 0.2000, which shows nothing).",
+    ]
+
+
 @pytest.mark.parametrize("dataset", ["scenes", "grocery"])
 def test_committed_results_give_sentences(dataset):
-    accuracy = report.accuracy_summary(report.load_results("quick", dataset))
-    cost = report.efficiency_summary(report.load_efficiency("quick", dataset))
+    accuracy = tables.accuracy_summary(stored.load_results("quick", dataset))
+    cost = tables.efficiency_summary(stored.load_efficiency("quick", dataset))
     points, pairs = figures.tradeoff_data(accuracy, cost), figures.backbone_data(accuracy, cost)
     said = [
         *findings.accuracy(accuracy),
@@ -34,4 +116,5 @@ def test_committed_results_give_sentences(dataset):
         *findings.tradeoff(points),
         *findings.backbones(pairs),
     ]
-    assert len(said) in (5 + 3 + 2 + 4, 6 + 3 + 2 + 4) and not any("nan" in sentence for sentence in said)
+    said += findings.ablation(claims.comparisons("quick", dataset, ablation=True, resamples=200))
+    assert len(said) > 14 and not any("nan" in sentence for sentence in said)

@@ -1,16 +1,17 @@
-"""Tables against hand-computed cells, and results that were tampered with."""
+"""What is loaded is what a run wrote, and what no longer answers to its inputs is labelled."""
 
 import json
-import math
+import shutil
 
-import numpy as np
-import pandas as pd
 import pytest
 import stored
-from scipy import stats
 
-from hamlet.artifact import results as report
-from hamlet.artifact import tables
+from hamlet import paths
+from hamlet.artifact import results
+from hamlet.artifact.code import code_hashes
+from hamlet.artifact.profiles import Run, options, parameters
+
+RUN = Run("smoke", "scenes", "gem_resnet18", "text", 0)
 
 
 @pytest.fixture
@@ -19,174 +20,120 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture(scope="module")
-def profile(tmp_path_factory):
-    """All rows but SpCa and GeM with text; two seeds."""
-    root = tmp_path_factory.mktemp("profile")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HAMLET_OUTPUT", str(root))
-        stored.store_profile(root, without=("spca_resnet18", "gem_resnet18-text"))
-        results = report.load_results("quick", "flat")
-        efficiency = report.load_efficiency("quick", "flat")
-    return results, efficiency, report.accuracy_summary(results), report.efficiency_summary(efficiency)
+@pytest.fixture
+def record(root) -> dict:
+    """A sound result of RUN on disk."""
+    (RUN.folder).mkdir(parents=True)
+    (RUN.folder / "curves.csv").write_text("epoch,loss\n0,1.0\n")
+    origin = {"dataset_hash": "abc", "code": code_hashes(RUN), "versions": {"torch": "2.13.0+cpu"}}
+    content = {
+        "run": vars(RUN),
+        "parameters": parameters(RUN),
+        "options": options(RUN),
+        "metrics": {"default": {"mAP": 0.5, "P@1": 0.5, "P@5": 0.5, "P@10": 0.5}},
+        "provenance": origin,
+        "files": {"curves.csv": paths.sha256(RUN.folder / "curves.csv")},
+    }
+    stored.seal(content, RUN.folder / "result.json")
+    return content
 
 
-REPORT_ROWS = [
-    "HAMLET_ResNet18", "HAMLET_MobileNetV3", "SPARSE_ResNet18", "SPARSE_MobileNetV3", "MACE_ResNet18",
-    "SpCa_ResNet18", "DSCF_ResNet18",
-]  # fmt: skip
+def test_a_sound_result_is_accepted(record):
+    assert results.check_result(RUN) == results.check_result(RUN, "abc") == ("sound", "")
+    assert results.stored_runs("smoke", "scenes") == [RUN]
+    assert results.stored_datasets("smoke") == ["scenes"]
+    assert list(results.load_results("smoke", "scenes")["stale"]) == [False]
+    assert results.check_result(Run("smoke", "scenes", "gem_resnet18", "text", 1))[0] == "absent"
 
 
-def test_table1_has_the_reports_rows_columns_and_decimals(profile):
-    table = tables.accuracy_table(profile[2])
-    assert list(table["Model"]) == REPORT_ROWS
-    assert list(table.columns) == ["Model", "mAP", "P@1", "P@5", "P@10"]
-    # seeds 0 and 1 of the second row hold 0.48 and 0.49 for mAP, and 0.05 more for each following metric
-    assert list(table.iloc[1])[1:] == ["0.4850", "0.5350", "0.5850", "0.6350"]
+def change(record: dict, *keys: str, to: object) -> dict:
+    place = record
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = to
+    stored.seal({key: value for key, value in record.items() if key != "digest"}, RUN.folder / "result.json")
+    return record
 
 
-def test_table2_has_the_reports_rows_columns_and_decimals(profile):
-    table = tables.efficiency_table(profile[3])
-    assert list(table["Model"]) == REPORT_ROWS
-    assert list(table.columns) == ["Model", "Inference time (ms)", "Memory (MB)", "Parameters (M)"]
-    assert list(table.iloc[0])[1:] == ["24.00", "90.00", "25.00"]
+@pytest.mark.parametrize(
+    ("keys", "value", "why"),
+    [
+        (("parameters", "epochs"), 2, "epochs 2 -> 1"),
+        (("options",), {"width": 8}, "options {'width': 8} -> {}"),
+        (("provenance", "versions"), {"torch": "2.12.0"}, "torch 2.12.0 -> 2.13.0"),
+        (("provenance", "code", "hamlet.models.gem"), "0", "other code: hamlet.models.gem"),
+        (("provenance", "code", "hamlet.models.gone"), "0", "other code: hamlet.models.gone"),
+    ],
+)
+def test_what_was_made_otherwise_is_stale_and_says_why(record, keys, value, why):
+    change(record, *keys, to=value)
+    assert results.check_result(RUN) == ("stale", why)
+    row = results.load_results("smoke", "scenes").iloc[0]
+    assert (row["stale"], row["stale_why"]) == (True, why)
 
 
-def test_a_missing_run_is_an_empty_cell_with_its_reason(profile):
-    results, efficiency, accuracy, cost = profile
-    for table in (tables.accuracy_table(accuracy), tables.efficiency_table(cost)):
-        assert set(table.loc[table["Model"] == "SpCa_ResNet18"].iloc[0, 1:]) == {""}
-    for notes in (report.notes(results), report.notes(results, efficiency)):
-        assert any("SpCa_ResNet18: empty" in note and "spca_resnet18" in note for note in notes)
+def test_packages_that_make_no_number_may_change(record):
+    change(record, "provenance", "versions", to={"torch": "2.13.0", "mkdocs": "0.1", "pandas": "1.0"})
+    assert results.check_result(RUN)[0] == "sound"
 
 
-def test_a_missing_seed_is_told(root):
-    for seed in (0, 1):
-        stored.store_run(root, "gem_resnet18", seed, 0.4)
-    stored.store_run(root, "mace_resnet18", 1, 0.4)
-    notes = report.notes(report.load_results("quick", "flat"))
-    assert any("MACE_ResNet18: mean without seed 0" in note for note in notes)
+def test_changed_data_and_results_without_a_hash_of_each_module_are_stale(record):
+    assert results.check_result(RUN, "abd") == ("stale", "the content of the data set differs")
+    del record["provenance"]["code"]
+    change(record, "provenance", "code_sha256", to="0" * 64)
+    assert "recorded no hash of each module" in results.check_result(RUN)[1]
 
 
-def test_controls_stand_apart_in_their_order(profile):
-    table = tables.accuracy_table(profile[2], "control")
-    assert list(table["Model"]) == list(report.CONTROLS.values())
+def test_a_new_parameter_with_a_default_leaves_older_results_as_they_are(record):
+    del record["parameters"]["frozen_levels"]
+    change(record, "parameters", "epochs", to=1)
+    assert results.check_result(RUN)[0] == "sound"
+    change(record, "parameters", "frozen_levels", to=1)
+    assert results.check_result(RUN) == ("stale", "frozen_levels 1 -> 0")
 
 
-def test_accuracy_against_the_report(profile):
-    rows = tables.accuracy_vs_reported(profile[2]).set_index(["Model", "Metric"])
-    row = rows.loc[("HAMLET_ResNet18", "mAP")]
-    assert row["Reported"] == "0.3450"  # the printed digits, trailing zero included
-    assert row["Measured mean"] == "0.5050" and row["Difference"] == "+0.1600" and row["Seeds"] == "2"
-    # values 0.50 and 0.51: SciPy's own interval of the mean
-    low, high = stats.t.interval(0.95, 1, loc=0.505, scale=stats.sem([0.50, 0.51]))
-    assert float(row["± over seeds"]) == pytest.approx((high - low) / 2, abs=5e-5)
-    assert len(rows) == 28
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "3", "null", '{"digest": "x"}'])
+def test_a_file_that_is_no_result_is_broken(record, text):
+    (RUN.folder / "result.json").write_text(text)
+    assert results.check_result(RUN)[0] == "broken"
+    with pytest.raises(results.ResultError, match=r"result\.json is no"):
+        results.load_results("smoke", "scenes")
+    (RUN.folder / "result.json").unlink()
+    assert results.check_result(RUN)[0] == "broken"  # other files lie there
 
 
-def test_query_interval_averages_seeds_first(profile):
-    results, _, accuracy, _ = profile
-    folders = results.loc[results["run"] == "mace_resnet18", "folder"]
-    frames = [pd.read_parquet(folder / "per_query.parquet") for folder in folders]
-    columns = [frame.loc[frame["protocol"] == "default", "P@5"].to_numpy() for frame in frames]
-    averaged = (np.mean(columns, axis=0),)
-    low, high = stats.bootstrap(averaged, np.mean, method="percentile", rng=1).confidence_interval
-    got = accuracy.query("run == 'mace_resnet18' and metric == 'P@5'")["query_half_width"].item()
-    assert got == pytest.approx((high - low) / 2, rel=0.07)  # each half width has a Monte Carlo error of 2%
+def test_a_result_edited_or_moved_by_hand_is_broken(record):
+    path = RUN.folder / "result.json"
+    text = path.read_text()
+    path.write_text(text.replace("0.5", "0.9"))
+    assert "was changed after its run" in results.check_result(RUN)[1]
+    path.write_text(text)
+    other = Run(*list(vars(RUN).values())[:4], 3)
+    shutil.copytree(RUN.folder, other.folder)
+    assert results.check_result(other)[0] == "broken" and "another run" in results.check_result(other)[1]
+    with pytest.raises(results.ResultError, match="seed3 holds the result of"):
+        results.load_results("smoke", "scenes")
+    (RUN.folder / "curves.csv").write_text("epoch,loss\n0,0.1\n")
+    assert "curves.csv was changed" in results.check_result(RUN)[1]
+    (RUN.folder / "curves.csv").unlink()
+    assert "curves.csv is listed in result.json and missing" in results.check_result(RUN)[1]
 
 
-def test_one_seed_has_no_spread_and_says_so(root):
-    stored.store_run(root, "gem_resnet18", 0, 0.4)
-    results = report.load_results("quick", "flat")
-    assert math.isnan(report.t_half_width(results["mAP"]))
-    assert any("no spread over seeds" in note for note in report.notes(results))
-
-
-def test_efficiency_against_the_report_and_the_headline_ratio(profile):
-    cost = profile[3]
-    rows = tables.efficiency_vs_reported(cost).set_index(["Model", "Quantity"])
-    row = rows.loc[("HAMLET_ResNet18", "Inference time (ms)")]
-    assert list(row) == ["18.00", "24.00", "23.00 to 26.00", "+6.00", "1.33"]
-    ratios = tables.ratio_table(cost).set_index(["Ratio", "Quantity"])
-    # 18.00 / 14.76 reported; 24 / 18 stored
-    assert list(ratios.loc[("HAMLET / SPARSE, ResNet18", "Inference time (ms)")]) == ["1.22", "1.33"]
-    assert ratios.loc[("HAMLET / SPARSE, ResNet18", "Descriptor (bytes)"), "Measured"] == "5.33"
-
-
-def test_protocols_hold_untrained_and_hierarchical(profile):
-    row = tables.protocol_table(profile[0]).set_index("Model").loc["HAMLET_ResNet18"]
-    assert dict(row) == {"mAP untrained": "0.0500", "mAP": "0.5050", "HAP": "0.6050", "mAP seen": "0.2525"}
-
-
-def test_equal_bytes_only_where_runs_hold_it(root, profile):
-    assert tables.equal_bytes_table(profile[0]) is None
-    metrics = {"default": dict.fromkeys(stored.METRICS, 0.4), "equal_bytes": {"mAP": 0.31, "P@1": 0.5}}
-    stored.store_run(root, "gem_resnet18", 0, 0.4, metrics=metrics)
-    stored.store_run(root, "mace_resnet18", 0, 0.4)
-    table = tables.equal_bytes_table(report.load_results("quick", "flat"))
-    assert table.to_dict("records") == [
-        {"Model": "GeM_ResNet18", "Descriptor (bytes)": "2048", "mAP, whole": "0.4000",
-         "mAP, equal bytes": "0.3100", "P@1, equal bytes": "0.5000"}
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("tamper", ["digit", "file", "lost", "half"])
-def test_a_changed_result_is_refused_by_name(root, tamper):
-    folder = stored.store_run(root, "gem_resnet18", 0, 0.4)
-    result, parquet = folder / "result.json", folder / "per_query.parquet"
-    if tamper == "digit":
-        content = json.loads(result.read_text())
-        content["metrics"]["default"]["mAP"] += 0.01
-        result.write_text(json.dumps(content))
-    elif tamper == "file":
-        parquet.write_bytes(parquet.read_bytes() + b"x")
-    elif tamper == "lost":
-        parquet.unlink()
-    else:
-        result.write_text(result.read_text()[:100])
-    named = "result.json" if tamper in ("digit", "half") else "per_query.parquet"
-    with pytest.raises(report.ResultError, match=f"{named}.*build again"):
-        report.load_results("quick", "flat")
-
-
-def test_a_copied_run_and_a_mixture_of_data_are_refused(root):
-    folder = stored.store_run(root, "gem_resnet18", 0, 0.4)
-    folder.parent.rename(folder.parent.with_name("mace_resnet18"))
-    with pytest.raises(report.ResultError, match="belongs to"):
-        report.load_results("quick", "flat")
-    folder.parent.with_name("mace_resnet18").rename(folder.parent)
-    other = {**stored.PROVENANCE, "dataset_hash": "e" * 64}
-    stored.store_run(root, "mace_resnet18", 0, 0.4, provenance=other)
-    with pytest.raises(report.ResultError, match="different versions of flat"):
-        report.load_results("quick", "flat")
-
-
-def test_no_results_name_the_command(root):
+def test_without_a_run_the_command_that_makes_one_is_named(root):
     with pytest.raises(FileNotFoundError, match=r"run_all\.sh quick --dataset flat"):
-        report.load_results("quick", "flat")
-    with pytest.raises(FileNotFoundError, match=r"hamlet\.efficiency --profile quick --dataset flat"):
-        report.load_efficiency("quick", "flat")
+        results.load_results("quick", "flat")
+    with pytest.raises(results.ResultError, match=r"run_all\.sh quick --dataset flat"):
+        results.load_efficiency("quick", "flat")
 
 
-def test_written_tables_repeat_byte_for_byte_and_read_back(tmp_path, profile):
-    results, _, accuracy, _ = profile
-    table, caption = tables.accuracy_table(accuracy), report.accuracy_caption(results)
-    first = report.write_table(table, tmp_path / "a" / "table1_accuracy", caption, report.notes(results))
-    again = report.write_table(table, tmp_path / "b" / "table1_accuracy", caption, report.notes(results))
-    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
-        f"table1_accuracy.{end}" for end in ("csv", "md", "tex")
-    ]
-    assert pd.read_csv(first[0], dtype=str, keep_default_na=False).equals(table)
-    markdown, tex = first[1].read_text(), first[2].read_text()
-    assert "test device" in markdown and "0123456789" in markdown and "seeds 0, 1" in markdown
-    assert "HAMLET\\_ResNet18 & 0.5050" in tex and "\\toprule" in tex
+def test_runs_of_different_versions_of_the_data_cannot_share_a_table(root):
+    stored.store_run(root, "gem_resnet18", 0, 0.4)
+    stored.store_run(root, "gem_resnet18", 1, 0.4, provenance=stored.PROVENANCE | {"dataset_hash": "e" * 64})
+    with pytest.raises(results.ResultError, match="different versions of flat"):
+        results.load_results("quick", "flat")
 
 
-def test_tradeoff_table_is_section_3_3(profile):
-    from hamlet.artifact import figures
-
-    table = tables.tradeoff_table(figures.tradeoff_data(profile[2], profile[3])).set_index("Comparison")
-    row = table.loc["HAMLET_MobileNetV3 against HAMLET_ResNet18"]
-    # 0.3174 / 0.3450 - 1, 0.485 / 0.505 - 1, 11.70 / 18.00 - 1, 19 / 24 - 1
-    assert list(row) == ["-8.0", "-4.0", "-35.0", "-20.8"]
+def test_the_digest_is_that_of_the_canonical_json(record):
+    content = json.loads((RUN.folder / "result.json").read_text())
+    assert content["digest"] == results.digest(content) == results.digest({**content, "digest": "x"})
+    assert results.digest(content | {"extra": 1}) != content["digest"]

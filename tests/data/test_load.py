@@ -1,15 +1,19 @@
 import hashlib
 import json
+import os
+import subprocess
 import sys
-import types
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 import hamlet.data
-from hamlet.data import DataError, Protocol, Split, cache, list_datasets, load_dataset
-from hamlet.data.dataset import assemble, content_hash, limited
+from hamlet import paths
+from hamlet.data import DataError, Protocol, Split, identity_of, list_datasets, load_dataset, scenes
+from hamlet.data.dataset import Listing, assemble, content_hash, limited
+from hamlet.data.decode import fit
 
 ROWS = pd.DataFrame(
     {
@@ -25,13 +29,19 @@ PROTOCOLS = {"default": Protocol("query", None, "x")}
 
 
 def made(rows=ROWS, images=IMAGES, classes=("x", "y"), protocols=PROTOCOLS, **options):
-    return assemble("toy", rows, images, "0" * 64, list(classes), ["z"], protocols, **options)
+    return assemble("toy", Listing("toy", rows, classes, ["z"], protocols, **options), images, "0" * 64)
+
+
+NAMES = [
+    "cifar10", "coco_captions", "cub200", "flickr30k", "flickr8k", "flowers102", "folder", "grocery",
+    "grocery_unseen", "pets", "scenes",
+]  # fmt: skip
 
 
 def test_names():
-    assert list_datasets() == ["scenes", "grocery", "folder", "cifar10", "flowers102", "pets"]
+    assert list_datasets() == NAMES
     with pytest.raises(
-        DataError, match=r"unknown data set 'grocer'; valid: scenes, grocery, folder, cifar10"
+        DataError, match=r"unknown data set 'grocer'; valid: cifar10, .*, grocery, grocery_unseen"
     ):
         load_dataset("grocer")
 
@@ -100,82 +110,119 @@ def test_limited_is_a_prefix():
     assert limited(ROWS, 1).path.tolist() == ["a", "c", "d", "e"] and limited(ROWS, None).equals(ROWS)
 
 
+def hashed(rows, digests):
+    return content_hash(rows.assign(digest=list(digests)))
+
+
 def test_content_hash_by_hand_and_what_it_depends_on():
     rows = ROWS.iloc[[1, 0]]
     lines = ['["a", "d0", 0, 0, "train", "one"]', '["b", "d1", 0, 0, "train", "two"]']
     assert [json.dumps(json.loads(line)) for line in lines] == lines
-    assert content_hash(rows, ["d1", "d0"]) == hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    base = content_hash(ROWS, list("vwxyz"))
-    assert content_hash(ROWS.iloc[::-1], list("zyxwv")) == base  # order of the rows does not matter
+    assert hashed(rows, ["d1", "d0"]) == hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    base = hashed(ROWS, "vwxyz")
+    assert hashed(ROWS.iloc[::-1], "zyxwv") == base  # order of the rows does not matter
+    assert hashed(ROWS.assign(captions=[[c] for c in ROWS.caption]), "vwxyz") == base
     changed = [
-        ROWS.assign(**{c: [*ROWS[c][:4], v]}) for c, v in zip(ROWS, ["s", "p", 9, 9, "c"], strict=True)
+        *(ROWS.assign(**{c: [*ROWS[c][:4], v]}) for c, v in zip(ROWS, ["s", "p", 9, 9, "c"], strict=True)),
+        ROWS.assign(captions=[[c, "a second sentence"] for c in ROWS.caption]),
     ]
-    hashes = {
-        base,
-        content_hash(ROWS, list("vwxyy")),
-        *(content_hash(rows, list("vwxyz")) for rows in changed),
-    }
-    assert len(hashes) == 7
+    assert len({base, hashed(ROWS, "vwxyy"), *(hashed(rows, "vwxyz") for rows in changed)}) == 8
 
 
-# --- scenes, with a renderer of this test's own
+def test_a_split_carries_all_sentences():
+    assert made().train.all_captions == [["one"], ["two"], ["three"]]
+    sentences = [[caption, caption.upper()] for caption in ROWS.caption]
+    data = made(rows=ROWS.assign(captions=sentences))
+    assert data.query.all_captions == sentences[3:] and data.query.captions == ["four", "five"]
+    assert data.has_classes and not made(rows=ROWS.assign(label=range(5)), classes=list("abcde")).has_classes
+
+
+# --- data sets of other packages
+
+PLUGIN = """
+import numpy as np
+import pandas as pd
+from hamlet.data import Listing, Protocol, register
+
+@register("dots")
+def load(root, limit, *, brightness=7):
+    rows = pd.DataFrame({"split": ["train", "train", "query", "query"], "path": list("abcd"), "label": 0})
+    rows = rows.assign(coarse_label=0, caption="a dot", digest=[f"{p} {brightness}" for p in rows.path])
+    pixels = lambda rows, size: (np.full((size, size, 3), brightness, np.uint8) for _ in rows.path)
+    return Listing("dots", rows, ["dot"], ["dot"], {"default": Protocol("query", None, "")}, pixels=pixels)
+"""
 
 
 @pytest.fixture
-def renderer(monkeypatch, tmp_path):
-    """A stand-in for hamlet.data.scenes: 2 classes, 4 splits in mixed order, flat images of value seed."""
-    calls = []
-
-    def plan(limit=None):
-        names = ("train", "query", "gallery", "validation", "seen_query", "seen_gallery")
-        rows = [(s, label, k) for k in range(2) for label in range(2) for s in names if k < (limit or 9)]
-        table = pd.DataFrame(rows, columns=["split", "label", "k"])
-        table["coarse_label"], table["seed"] = 0, np.arange(len(table)) + 100 * table.k
-        table["path"] = [f"{s}/{c}-{k}" for s, c, k in rows]
-        table["caption"] = "a thing"
-        return table[["split", "path", "label", "coarse_label", "seed", "caption"]]
-
-    def render_all(rows, workers=None, progress=True):
-        calls.append(len(rows))
-        return np.stack([np.full((16, 16, 3), seed, np.uint8) for seed in rows.seed])
-
-    module = types.ModuleType("hamlet.data.scenes")
-    (tmp_path / "scenes.py").write_text("version = 1\n")
-    module.__dict__.update(
-        SIZE=16, plan=plan, render_all=render_all, class_names=lambda: ["p", "q"], coarse_names=lambda: ["all"],
-        __file__=str(tmp_path / "scenes.py"), calls=calls,
-    )  # fmt: skip
-    monkeypatch.setitem(sys.modules, "hamlet.data.scenes", module)
-    monkeypatch.setattr(hamlet.data, "scenes", module, raising=False)
-    return module
+def plugins(tmp_path, monkeypatch):
+    """Two installed packages: one with a data set, one that cannot be imported."""
+    for name, text in (("dotty", PLUGIN), ("broken", "raise ImportError('no such thing')")):
+        (tmp_path / f"{name}.py").write_text(text)
+        (tmp_path / f"{name}-1.dist-info").mkdir()
+        (tmp_path / f"{name}-1.dist-info" / "entry_points.txt").write_text(
+            f"[hamlet.datasets]\n{name}={name}\n"
+        )
+        (tmp_path / f"{name}-1.dist-info" / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n"
+        )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for table in (hamlet.data.LOADERS, sys.modules):
+        for name in ("dots", "dotty"):
+            table.pop(name, None)
 
 
-def test_scenes_are_rendered_once_and_other_sizes_derived(renderer):
-    native = load_dataset("scenes", size=16)
-    small = load_dataset("scenes", size=8)
-    again = load_dataset("scenes", size=16)
-    assert renderer.calls == [24] and again.content_hash == native.content_hash == small.content_hash
-    seeds = renderer.plan().set_index("path").seed
-    for data, size in ((native, 16), (small, 8)):
-        for split in data.splits.values():
-            expected = [np.full((size, size, 3), seeds[path], np.uint8) for path in split.paths]
-            assert np.array_equal(split.images, np.stack(expected))
+def test_a_data_set_from_another_package_is_found_by_itself(plugins):
+    with pytest.warns(UserWarning, match=r"data set broken .*no such thing"):
+        assert list_datasets() == sorted([*NAMES, "dots"])
+        data = load_dataset("dots", size=8, brightness=9)
+    assert (data.query.images == 9).all() and len(data.train) == 2
+    with pytest.warns(UserWarning, match="broken"), pytest.raises(DataError, match="valid: brightness"):
+        load_dataset("dots", colour=3)
+
+
+def test_a_name_cannot_be_taken_twice():
+    def load(root, limit):
+        raise NotImplementedError
+
+    with pytest.raises(DataError, match=r"'scenes' is registered already, by hamlet\.data\.scenes"):
+        hamlet.data.register("scenes")(load)
+
+
+# --- scenes
+
+
+def test_scenes_are_rendered_once_and_other_sizes_derived(monkeypatch):
+    native = load_dataset("scenes", size=128, limit=1, workers=1)
+    monkeypatch.setattr(scenes, "render", None)  # whoever renders again fails
+    small, again = (load_dataset("scenes", size=size, limit=1) for size in (8, 128))
+    assert again.content_hash == native.content_hash == small.content_hash
+    assert identity_of("scenes", limit=1) == ("scenes", native.content_hash)
+    expected = [fit(Image.fromarray(image), 8) for image in native.query.images]
+    assert np.array_equal(small.query.images, np.stack(expected))
     assert native.protocols["default"].gallery == "gallery" and native.gallery is native.splits["gallery"]
     assert native.protocols["seen"].query == "seen_query" and native.protocols["validation"].gallery is None
+    assert isinstance(native.train.images, np.memmap)
 
 
-def test_scenes_limit_and_changed_renderer_have_their_own_cache(renderer):
-    full = load_dataset("scenes", size=16)
-    small = load_dataset("scenes", size=16, limit=1)
-    assert renderer.calls == [24, 12] and small.content_hash != full.content_hash
-    with open(renderer.__file__, "a") as out:
-        out.write("version = 2\n")
-    load_dataset("scenes", size=16)
-    assert renderer.calls == [24, 12, 24]
+def test_scenes_in_full_are_known_without_rendering(monkeypatch):
+    """The hash that the stored results name."""
+    monkeypatch.setattr(scenes, "render", None)
+    expected = "9147cde5e48077470dfd85218dec4ae11e17f0412675817f173bed45cd2c8708"
+    assert identity_of("scenes") == ("scenes", expected)
 
 
-def test_cache_folder_holds_no_pickle(renderer):
-    images = load_dataset("scenes", size=16).train.images
-    assert isinstance(images, np.memmap)
-    for file in (cache.paths.cache_dir() / "images").glob("*.npy"):
-        np.load(file, allow_pickle=False)
+def test_scenes_rendered_differently_are_refused(monkeypatch):
+    monkeypatch.setattr(scenes, "render", lambda seed, label: np.zeros((128, 128, 3), np.uint8))
+    with pytest.raises(DataError, match="are not the published"):
+        load_dataset("scenes", workers=1)
+
+
+def test_importing_and_listing_render_and_load_nothing_heavy():
+    code = (
+        "import sys, hamlet.data; assert 'hamlet.data.scenes' not in sys.modules; hamlet.data.list_datasets(); "
+        "assert 'torch' not in sys.modules and 'pooch' not in sys.modules"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(paths.ROOT)}
+    )

@@ -48,7 +48,7 @@ def full() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def small() -> tuple[pd.DataFrame, np.ndarray]:
     rows = scenes.plan(2)
-    return rows, scenes.render_all(rows, workers=1, progress=False)
+    return rows, np.stack([*scenes.render_all(rows, workers=1)])
 
 
 def test_pixels_and_rows_of_two_images_per_class_are_pinned(small):
@@ -60,7 +60,7 @@ def test_pixels_and_rows_of_two_images_per_class_are_pinned(small):
 
 @pytest.mark.slow
 def test_pixels_and_rows_of_the_full_set_are_pinned(full):
-    images = scenes.render_all(full, progress=False)
+    images = np.stack([*scenes.render_all(full)])
     assert hashlib.sha256(images.tobytes()).hexdigest() == PIXELS_FULL
     assert digest(full) == ROWS_FULL
     assert len({image.tobytes() for image in images}) == len(images), "two images are the same"
@@ -118,7 +118,7 @@ def test_refusals():
 def test_workers_and_order_do_not_change_pixels(small):
     rows, images = small
     chosen = rows.iloc[::-4]
-    pooled = scenes.render_all(chosen, workers=3, progress=False)
+    pooled = np.stack([*scenes.render_all(chosen, workers=3)])
     np.testing.assert_array_equal(pooled, images[::-4])
     np.testing.assert_array_equal(scenes.render(int(rows.seed[7]), int(rows.label[7])), images[7])
 

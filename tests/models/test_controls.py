@@ -59,17 +59,6 @@ def test_gem_baseline_is_backbone_gem_and_one_linear_layer(evaluated, images):
         torch.testing.assert_close(model(images), (out / out.norm(dim=1, keepdim=True)).float())
 
 
-def test_text_adds_a_projection_that_inference_does_not_use(fresh, images):
-    model = create_model("gem_resnet18", text=True).eval()
-    assert model.text_projection.weight.shape == (384, 512)
-    plain = fresh("gem_resnet18")
-    assert plain.text_projection is None
-    missing = model.load_state_dict(plain.state_dict(), strict=False).missing_keys
-    assert missing == ["text_projection.weight", "text_projection.bias"]
-    with torch.no_grad():
-        assert torch.equal(model(images), plain(images))
-
-
 @pytest.mark.parametrize(
     ("name", "reported"), [("mlp_resnet18", 25_800_000), ("mlp_mobilenetv3", 11_610_000)]
 )

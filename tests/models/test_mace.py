@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from hamlet.models.mace import AdaptiveContext, Convolution
+from hamlet.models.layers import Convolution
+from hamlet.models.mace import AdaptiveContext
 
 
 @pytest.fixture(params=[1, 2, 3, 6])

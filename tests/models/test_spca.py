@@ -94,7 +94,8 @@ def test_at_the_start_the_block_is_the_identity(evaluated, images):
     model = evaluated("spca_resnet18")
     with torch.no_grad():
         maps = model.backbone(images)
-        torch.testing.assert_close(model.embed(maps)[0], model.head(model.pool(model.widen(maps[-1]))))
+        plain = [model.plain_pool(maps[-1]), model.pool(model.widen(maps[-1]))]
+        torch.testing.assert_close(model.embed(maps)[0], model.head(torch.cat(plain, dim=1)))
 
 
 def test_the_descriptor_depends_on_where_things_are(fresh):

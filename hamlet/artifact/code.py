@@ -1,0 +1,90 @@
+"""The code behind a number: a hash of each module that one run depends on, without comments and docstrings.
+
+A run depends on training, evaluation and distillation, on the modules that register its method and its data set, on
+whatever modules of hamlet these import, on two functions of hamlet.artifact.run, and on the training notebook. A
+package's ``__init__`` only registers, so it is not followed: a change in MACE leaves HAMLET's results as they are.
+"""
+
+import ast
+import functools
+import hashlib
+import json
+import re
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+
+from hamlet import paths
+from hamlet.artifact.profiles import Run, kind
+from hamlet.errors import HamletError
+
+ROOTS = ("training.py", "evaluation.py", "distillation.py")
+FUNCTIONS = ("build_model", "load_data")  # of hamlet.artifact.run; the rest of that module only keeps books
+NOT_NUMBERS = ("hamlet.errors", "hamlet.paths")
+
+
+def code_hashes(run: Run) -> dict[str, str]:
+    """Module, function or notebook -> sha256 of its code, for everything that the run's numbers depend on."""
+    package, found = paths.ROOT / "hamlet", {}
+    waiting = [*(package / name for name in ROOTS), registering("models", run.model.partition("_")[0])]
+    waiting.append(registering("data", kind(run.dataset)))
+    while waiting:
+        path = waiting.pop()
+        inside = path.is_relative_to(paths.ROOT)
+        name = ".".join(path.relative_to(paths.ROOT).with_suffix("").parts) if inside else path.stem
+        if name in found or name in NOT_NUMBERS:
+            continue
+        tree = _tree(path, path.stat().st_mtime_ns)
+        found[name] = _hash(tree)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "hamlet":
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+                files = [paths.ROOT / f"{module.replace('.', '/')}.py" for module in names]
+                waiting += [file for file in files if file.is_file()]
+    for node in _tree(path := package / "artifact" / "run.py", path.stat().st_mtime_ns).body:
+        if getattr(node, "name", "") in FUNCTIONS:
+            found[f"hamlet.artifact.run.{node.name}"] = _hash(node)
+    notebook = json.loads((paths.NOTEBOOKS / "01_train_evaluate.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    found["notebooks/01_train_evaluate"] = hashlib.sha256(json.dumps(cells).encode()).hexdigest()
+    return dict(sorted(found.items()))
+
+
+def combined(hashes: dict[str, str]) -> str:
+    """One sha256 for all of them."""
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+
+def registering(room: str, name: str) -> Path:
+    """The file of hamlet/<room>, or of a plug-in, that registers a method or a data set."""
+    told = re.compile(rf'method = "{name}"' if room == "models" else rf'@register\("{name}"')
+    for path in sorted((paths.ROOT / "hamlet" / room).glob("[!_]*.py")):
+        if told.search(path.read_text(encoding="utf-8")):
+            return path
+    for entry in entry_points(group="hamlet.models" if room == "models" else "hamlet.datasets"):
+        if entry.name.partition("_")[0] == name or entry.name == name:
+            return Path(find_spec(entry.module).origin)
+    raise HamletError(f"unknown {name!r}: no module of hamlet/{room} and no plug-in registers it")
+
+
+@functools.cache
+def _tree(path: Path, changed: int) -> ast.Module:
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):  # a bare string is a docstring or a remark
+            node.body = [
+                s for s in body if not isinstance(s, ast.Expr) or not isinstance(s.value, ast.Constant)
+            ]
+    return tree
+
+
+def _hash(tree: ast.AST) -> str:
+    return hashlib.sha256(json.dumps(_plain(tree)).encode()).hexdigest()
+
+
+def _plain(node: object) -> object:
+    """The tree as lists; empty fields are left out, since Python versions differ in which they have."""
+    if isinstance(node, ast.AST):
+        fields = [[name, _plain(v)] for name, v in ast.iter_fields(node) if v is not None and v != []]
+        return [type(node).__name__, *fields]
+    return [_plain(item) for item in node] if isinstance(node, list) else repr(node)

@@ -1,0 +1,108 @@
+"""What describing one image costs, measured for every stored run of a profile on one data set (hamlet.efficiency).
+
+The weights of a run are used where they are there. git does not keep them, so in a fresh clone a network with new
+weights stands in where its cost does not depend on them; HAMLET's does (which tokens it keeps), so it needs its own.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hamlet import paths
+from hamlet.artifact import profiles
+from hamlet.artifact.profiles import Run
+from hamlet.artifact.results import digest, read_verified, stored_runs
+from hamlet.artifact.run import build_model, end_with_parent, load_data, own_temporary_folder, provenance
+from hamlet.efficiency import MEMORY, WARMUP, compare
+from hamlet.errors import HamletError, one_line
+from hamlet.evaluation import evaluation_transform
+from hamlet.models import RetrievalModel, load_model, save_model
+from hamlet.training import choose_device
+
+WEIGHTS = "model.safetensors"
+
+
+def first_runs(profile: str, dataset: str) -> dict[str, Run]:
+    """Run name -> its stored run of the lowest seed."""
+    runs = sorted(stored_runs(profile, dataset), key=lambda run: -run.seed)
+    return {run.run_name: run for run in sorted(runs, key=lambda run: run.run_name)}
+
+
+def query_images(data, count: int, size: int, model: RetrievalModel) -> torch.Tensor:
+    """``count`` images spread evenly over the query split, float32 (count, 3, size, size), normalised for ``model``."""
+    chosen = np.linspace(0, len(data.query) - 1, count).round().astype(int)
+    images = torch.from_numpy(np.stack([data.query.images[i] for i in chosen])).permute(0, 3, 1, 2)
+    return evaluation_transform(size, model.mean, model.std)(images).contiguous()
+
+
+def weights_of(run: Run, settings: dict, folder: Path) -> Path:
+    """The run's weights, or new ones of the same network written to ``folder``; HamletError where that won't do."""
+    if (stored := run.folder / WEIGHTS).is_file():
+        return stored
+    if run.model.startswith("hamlet"):
+        raise HamletError(
+            f"{stored} is not there (git does not keep weights), and HAMLET's cost depends on them: set "
+            f"{run.folder} aside and build again: ./run_all.sh {run.profile} --dataset {run.dataset}"
+        )
+    path = folder / f"{run.run_name}.safetensors"
+    save_model(build_model(run, settings | {"pretrained": False}), path)
+    return path
+
+
+def measure(profile: str, dataset: str, data_root: str = "") -> Path:
+    """Measure every stored run of the profile as its section ``efficiency`` says; returns the result.json written."""
+    loaded = profiles.load_profile(profile)
+    repeats, size = loaded["efficiency"]["repeats"], loaded["efficiency"]["image_size"]
+    device, threads = choose_device(loaded["parameters"]["device"]).type, torch.get_num_threads()
+    runs = first_runs(profile, dataset)
+    stored = {name: read_verified(run.folder / "result.json") for name, run in runs.items()}
+    if not stored:
+        raise HamletError(
+            f"no finished run of {profile} on {dataset}: ./run_all.sh {profile} --dataset {dataset}"
+        )
+    settings = {
+        name: profiles.parameters(runs[name]) | record["parameters"] for name, record in stored.items()
+    }
+    torch.set_num_threads(1)  # what one core does: the report's batch of one image leaves little to share
+    try:
+        with own_temporary_folder() as folder:
+            weights = {name: weights_of(run, settings[name], folder) for name, run in runs.items()}
+            data = load_data(dataset, next(iter(settings.values())), data_root)
+            images = query_images(data, repeats, size, load_model(next(iter(weights.values()))))
+            rows = compare(weights, images, device)
+        source = {**provenance(device), "threads": 1}
+    finally:
+        torch.set_num_threads(threads)
+    fresh = [name for name, path in weights.items() if path.parent != runs[name].folder]
+    given = {"profile": profile, "dataset": dataset, "device": device, "image_size": size, "batch_size": 1}
+    given |= {"images": repeats, "warmup": WARMUP, "dtype": "float32", "new_weights": fresh}
+    given |= {"memory": MEMORY.get(device, "not measured.")}
+    given["runs"] = {name: record["digest"] for name, record in stored.items()}
+    content = {"schema": 1, "parameters": given, "models": rows, "provenance": source}
+    path = paths.results_dir(profile, dataset) / "efficiency" / "result.json"
+    paths.write_json(path, json.loads(json.dumps(content | {"digest": digest(content)})))
+    return path
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line that the Snakefile calls."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hamlet.artifact.cost", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--profile", default="quick")
+    parser.add_argument("--dataset", default="scenes")
+    parser.add_argument("--data-root", default="")
+    parser.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--traceback", action="store_true")
+    given = parser.parse_args(arguments)
+    if given.with_parent:
+        end_with_parent()
+    with one_line(arguments):
+        print(measure(given.profile, given.dataset, given.data_root))
+
+
+if __name__ == "__main__":
+    main()

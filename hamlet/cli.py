@@ -1,0 +1,182 @@
+"""The command line of the library: from a folder of photos to an index, its answers, its page, and a model.
+
+Each command is a function whose docstring is its help; expected mistakes end in one line (--traceback shows the rest).
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import webbrowser
+from pathlib import Path
+
+from hamlet.errors import HamletError, one_line
+from hamlet.paths import models_dir, replacing
+
+# 40 Grocery photos at half their size, or as JPEG of quality 50, keep 0.973 or more to the original with the default
+# model; of 300 different photos no two reach 0.957
+DUPLICATE = 0.97
+COMMANDS = {
+    "index": "photos index --model --batch-size",
+    "search": "index query -k --json --csv --open",
+    "page": "index out --queries -k",
+    "serve": "index --host --port",
+    "duplicates": "index --threshold",
+    "train": "photos --name --backbone-model --epochs --output",
+    "embed": "photos out --model --batch-size",
+}
+FLAG = {"action": "store_true"}
+ARGUMENTS = {
+    "query": {"type": str, "help": "a photo's path, or a sentence"},
+    "--model": {
+        "help": "name, file or hub repository; default: the index's own, else the packaged ImageNet one"
+    },
+    "--batch-size": {
+        "type": int,
+        "default": 32,
+        "help": "photos that the model takes at a time; %(default)s",
+    },
+    "-k": {"type": int, "default": 12, "help": "how many photos; %(default)s"},
+    "--json": FLAG,
+    "--csv": FLAG,
+    "--open": FLAG | {"help": "show the page of answers in a browser"},
+    "--queries": {
+        "nargs": "+",
+        "default": [],
+        "help": "photos and sentences; by default 24 photos of the index",
+    },
+    "--host": {"default": "127.0.0.1", "help": "%(default)s: this machine alone"},
+    "--port": {"type": int, "default": 8000, "help": "%(default)s"},
+    "--threshold": {"type": float, "default": DUPLICATE, "help": "least similarity; %(default)s"},
+    "--name": {"required": True, "help": "what --model of the other commands will call it"},
+    "--backbone-model": {"dest": "model", "default": "gem_efficientnetlite0", "help": "%(default)s"},
+    "--epochs": {"type": int, "default": 6, "help": "%(default)s"},
+    "--output": {"type": Path, "help": "file; by default data/models/NAME.safetensors"},
+    "--traceback": FLAG | {"help": "show all of an error"},
+}
+
+
+def index(given: argparse.Namespace) -> None:
+    """Describe and index the photos of a folder; run again: only what is new, changed or gone.
+
+    hamlet index ~/Pictures/plants plants-index
+    """
+    from hamlet.search import Index
+
+    made = Index.from_folder(given.photos, given.index, given.model, batch_size=given.batch_size)
+    done = made.changes
+    left_out(done.left_out)
+    if done.set_aside:
+        print(f"another model describes all photos anew; the index of the one before: {done.set_aside}")
+    print(f"{len(made)} photos in {given.index}: {done.new} new, {done.changed} changed, {done.gone} gone")
+    print(f"model {made.about['model']}; index {made.kind}, since {made.about['why']}")
+
+
+def search(given: argparse.Namespace) -> None:
+    """Find the photos most like one photo, or those that a sentence describes.
+
+    hamlet search plants-index "a red flower with five petals" --open
+    """
+    from hamlet.search import Index, page, photos
+
+    made = Index.load(given.index)
+    encoder = made.encoder()
+    found = page.ask(made, encoder, given.query, given.k)[["rank", "score", "path"]]
+    found["path"] = [photos.shown(path) for path in found["path"]]
+    if given.open:
+        file = Path(tempfile.mkdtemp(prefix="hamlet-")) / "found.html"
+        file.write_text(page.page(made, [given.query], encoder, given.k), encoding="utf-8")
+        print(file)
+        webbrowser.open(file.as_uri())
+    elif given.json:
+        print(json.dumps(found.to_dict("records"), indent=1, ensure_ascii=False))
+    elif given.csv:
+        found.to_csv(sys.stdout, index=False)
+    else:
+        print("\n".join(f"{row.rank:3d}  {row.score:.4f}  {row.path}" for row in found.itertuples()))
+
+
+def page(given: argparse.Namespace) -> None:
+    """Write answers as one HTML file that needs nothing else.
+
+    hamlet page plants-index plants.html --queries leaf.jpg "a yellow flower"
+    """
+    from hamlet.search import Index
+    from hamlet.search.page import page as made
+
+    with replacing(given.out) as partial:
+        partial.write_text(made(Index.load(given.index), given.queries, k=given.k), encoding="utf-8")
+    print(given.out)
+
+
+def serve(given: argparse.Namespace) -> None:
+    """The page live: drop a photo, or type words.
+
+    hamlet serve plants-index --port 8000
+    """
+    try:
+        from hamlet.search.server import serve as run
+    except ImportError as error:
+        raise HamletError(f"{error.name} is missing; pip install 'hamlet-retrieval[web]'") from error
+    run(given.index, given.host, given.port)
+
+
+def duplicates(given: argparse.Namespace) -> None:
+    """Print groups of photos that are nearly the same: copies, other sizes, other formats.
+
+    hamlet duplicates plants-index --threshold 0.98
+    """
+    from hamlet.search import Index, photos
+
+    made = Index.load(given.index)
+    groups = made.duplicates(given.threshold)
+    for number, group in enumerate(groups, start=1):
+        print(f"group {number}\n" + "\n".join(f"  {photos.shown(made.photo(item))}" for item in group))
+    print(f"{len(groups)} groups of similarity {given.threshold} or more among {len(made)} photos")
+
+
+def train(given: argparse.Namespace) -> None:
+    """Fine-tune on photos in folders by class, from ImageNet weights that come with the package.
+
+    hamlet train ~/Pictures/plants --name plants
+    """
+    from hamlet.finetune import fine_tune
+
+    file = given.output or models_dir() / f"{given.name}.safetensors"
+    last = fine_tune(given.photos, given.name, given.model, given.epochs, file)
+    print(f"{file} (mAP {last['validation_mAP']:.3f} on validation photos)")
+    print(f"use it: hamlet index {given.photos} INDEX --model {given.output or given.name}")
+
+
+def embed(given: argparse.Namespace) -> None:
+    """Write descriptors to a Parquet file with the columns path and vector, for other tools.
+
+    hamlet embed ~/Pictures/plants plants.parquet
+    """
+    from hamlet.search.photos import write_parquet
+
+    left_out(write_parquet(given.photos, given.out, given.model or "default", given.batch_size))
+    print(given.out)
+
+
+def left_out(files: list[tuple[str, str]]) -> None:
+    """Print (path, reason) of every photo that was found and not used, and their number."""
+    for path, reason in files:
+        print(f"left out: {path.encode(errors='replace').decode()} ({reason})")
+    print(f"{len(files)} left out")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one of the commands below with ``arguments``, by default those of the process."""
+    top = argparse.ArgumentParser(prog="hamlet", description=__doc__.splitlines()[0])
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    for name, wanted in COMMANDS.items():
+        run = globals()[name]
+        how = {"description": run.__doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        command = commands.add_parser(name, help=run.__doc__.splitlines()[0], **how)
+        for argument in [*wanted.split(), "--traceback"]:
+            command.add_argument(argument, **ARGUMENTS.get(argument, {"type": Path}))
+        command.set_defaults(run=run)
+    given = top.parse_args(arguments)
+    with one_line(arguments):
+        given.run(given)

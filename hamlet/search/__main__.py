@@ -1,3 +1,0 @@
-from .photos import main
-
-main()

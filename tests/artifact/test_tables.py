@@ -1,0 +1,207 @@
+"""Tables against hand-computed cells."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import stored
+from scipy import stats
+
+from hamlet.artifact import figures, tables
+from hamlet.artifact import results as report
+from hamlet.artifact.paper import CONTROLS, label
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory):
+    """All rows but SpCa and GeM with text; two seeds."""
+    root = tmp_path_factory.mktemp("profile")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HAMLET_OUTPUT", str(root))
+        stored.store_profile(root, without=("spca_resnet18", "gem_resnet18-text"))
+        results = report.load_results("quick", "flat")
+        efficiency = report.load_efficiency("quick", "flat")
+    return results, efficiency, tables.accuracy_summary(results), tables.efficiency_summary(efficiency)
+
+
+REPORT_ROWS = [
+    "HAMLET_ResNet18", "HAMLET_MobileNetV3", "SPARSE_ResNet18", "SPARSE_MobileNetV3", "MACE_ResNet18",
+    "SpCa_ResNet18", "DSCF_ResNet18",
+]  # fmt: skip
+
+
+def test_table1_has_the_reports_rows_columns_and_decimals(profile):
+    table = tables.accuracy_table(profile[2])
+    assert list(table["Model"]) == REPORT_ROWS
+    assert list(table.columns) == ["Model", "mAP", "P@1", "P@5", "P@10"]
+    # seeds 0 and 1 of the second row hold 0.48 and 0.49 for mAP, and 0.05 more for each following metric
+    assert list(table.iloc[1])[1:] == ["0.4850", "0.5350", "0.5850", "0.6350"]
+
+
+def test_table2_has_the_reports_rows_columns_and_decimals(profile):
+    table = tables.efficiency_table(profile[3])
+    assert list(table["Model"]) == REPORT_ROWS
+    assert list(table.columns) == ["Model", "Inference time (ms)", "Memory (MB)", "Parameters (M)"]
+    assert list(table.iloc[0])[1:] == ["24.00", "90.00", "25.00"]
+
+
+def test_a_missing_run_is_an_empty_cell_with_its_reason(profile):
+    results, efficiency, accuracy, cost = profile
+    for table in (tables.accuracy_table(accuracy), tables.efficiency_table(cost)):
+        assert set(table.loc[table["Model"] == "SpCa_ResNet18"].iloc[0, 1:]) == {""}
+    for notes in (tables.notes(results), tables.notes(results, efficiency)):
+        assert any("SpCa_ResNet18: empty" in note and "spca_resnet18" in note for note in notes)
+
+
+def test_a_missing_seed_is_told(root):
+    for seed in (0, 1):
+        stored.store_run(root, "gem_resnet18", seed, 0.4)
+    stored.store_run(root, "mace_resnet18", 1, 0.4)
+    notes = tables.notes(report.load_results("quick", "flat"))
+    assert any("MACE_ResNet18: mean without seed 0" in note for note in notes)
+
+
+def test_controls_stand_apart_in_their_order(profile):
+    table = tables.accuracy_table(profile[2], "control")
+    assert list(table["Model"]) == [label(run) for run in CONTROLS]
+
+
+def test_accuracy_against_the_report(profile):
+    rows = tables.accuracy_vs_reported(profile[2]).set_index(["Model", "Metric"])
+    row = rows.loc[("HAMLET_ResNet18", "mAP")]
+    assert row["Reported"] == "0.3450"  # the printed digits, trailing zero included
+    assert row["Measured mean"] == "0.5050" and row["Difference"] == "+0.1600" and row["Seeds"] == "2"
+    # values 0.50 and 0.51: SciPy's own interval of the mean
+    low, high = stats.t.interval(0.95, 1, loc=0.505, scale=stats.sem([0.50, 0.51]))
+    assert float(row["± over seeds"]) == pytest.approx((high - low) / 2, abs=5e-5)
+    assert len(rows) == 28
+
+
+def test_query_interval_averages_seeds_first(profile):
+    results, _, accuracy, _ = profile
+    folders = results.loc[results["run"] == "mace_resnet18", "folder"]
+    frames = [pd.read_parquet(folder / "per_query.parquet") for folder in folders]
+    columns = [frame.loc[frame["protocol"] == "default", "P@5"].to_numpy() for frame in frames]
+    averaged = (np.mean(columns, axis=0),)
+    low, high = stats.bootstrap(averaged, np.mean, method="percentile", rng=1).confidence_interval
+    got = accuracy.query("run == 'mace_resnet18' and metric == 'P@5'")["query_half_width"].item()
+    assert got == pytest.approx((high - low) / 2, rel=0.07)  # each half width has a Monte Carlo error of 2%
+
+
+def test_one_seed_has_no_spread_and_says_so(root):
+    stored.store_run(root, "gem_resnet18", 0, 0.4)
+    results = report.load_results("quick", "flat")
+    assert math.isnan(tables.t_half_width(results["mAP"]))
+    assert any("no spread over seeds" in note for note in tables.notes(results))
+
+
+def test_efficiency_against_the_report_and_the_headline_ratio(profile):
+    cost = profile[3]
+    rows = tables.efficiency_vs_reported(cost).set_index(["Model", "Quantity"])
+    row = rows.loc[("HAMLET_ResNet18", "Inference time (ms)")]
+    assert list(row) == ["18.00", "24.00", "23.00 to 26.00", "+6.00", "1.33"]
+    ratios = tables.ratio_table(cost).set_index(["Ratio", "Quantity"])
+    # 18.00 / 14.76 reported; 24 / 18 stored
+    assert list(ratios.loc[("HAMLET / SPARSE, ResNet18", "Inference time (ms)")]) == ["1.22", "1.33"]
+    assert ratios.loc[("HAMLET / SPARSE, ResNet18", "Descriptor (bytes)"), "Measured"] == "5.33"
+
+
+def test_protocols_hold_untrained_and_hierarchical(profile):
+    row = tables.protocol_table(profile[0]).set_index("Model").loc["HAMLET_ResNet18"]
+    assert dict(row) == {"mAP untrained": "0.0500", "mAP": "0.5050", "HAP": "0.6050", "mAP seen": "0.2525"}
+
+
+def test_equal_bytes_only_where_runs_hold_it(root, profile):
+    assert tables.equal_bytes_table(profile[0]) is None
+    metrics = {"default": dict.fromkeys(stored.METRICS, 0.4), "equal_bytes": {"mAP": 0.31, "P@1": 0.5}}
+    stored.store_run(root, "gem_resnet18", 0, 0.4, metrics=metrics)
+    stored.store_run(root, "mace_resnet18", 0, 0.4)
+    table = tables.equal_bytes_table(report.load_results("quick", "flat"))
+    assert table.to_dict("records") == [
+        {"Model": "GeM_ResNet18", "Descriptor (bytes)": "2048", "mAP, whole": "0.4000",
+         "mAP, equal bytes": "0.3100", "P@1, equal bytes": "0.5000"}
+    ]  # fmt: skip
+
+
+def test_written_tables_repeat_byte_for_byte_and_read_back(tmp_path, profile):
+    results, _, accuracy, _ = profile
+    table, caption = tables.accuracy_table(accuracy), tables.accuracy_caption(results)
+    first = tables.write_table(table, tmp_path / "a" / "table1_accuracy", caption, tables.notes(results))
+    again = tables.write_table(table, tmp_path / "b" / "table1_accuracy", caption, tables.notes(results))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        f"table1_accuracy.{end}" for end in ("csv", "md", "tex")
+    ]
+    assert pd.read_csv(first[0], dtype=str, keep_default_na=False).equals(table)
+    markdown, tex = first[1].read_text(), first[2].read_text()
+    assert "test device" in markdown and "0123456789" in markdown and "seeds 0, 1" in markdown
+    assert "HAMLET\\_ResNet18 & 0.5050" in tex and "\\toprule" in tex
+
+
+def test_tradeoff_table_is_section_3_3(profile):
+    table = tables.tradeoff_table(figures.tradeoff_data(profile[2], profile[3])).set_index("Comparison")
+    row = table.loc["HAMLET_MobileNetV3 against HAMLET_ResNet18"]
+    # 0.3174 / 0.3450 - 1, 0.485 / 0.505 - 1, 11.70 / 18.00 - 1, 19 / 24 - 1
+    assert list(row) == ["-8.0", "-4.0", "-35.0", "-20.8"]
+
+
+def test_rows_of_other_code_are_named_in_the_notes(profile):
+    results = profile[0].assign(stale=[run == "mace_resnet18" for run in profile[0]["run"]])
+    assert any(
+        "other code than the present, 2 of" in note and "MACE_ResNet18" in note
+        for note in tables.notes(results)
+    )
+    assert not any("other code" in note for note in tables.notes(results.assign(stale=False)))
+    assert any(note.endswith("runs: all runs.") for note in tables.notes(results.assign(stale=True)))
+
+
+def test_the_reports_methods_on_another_backbone_are_its_rows(root):
+    for run in ("hamlet_efficientnetlite0", "gem_efficientnetlite0", "hamlet_efficientnetlite0-no_text"):
+        stored.store_run(root, run, 0, 0.4)
+    results = report.load_results("quick", "flat")
+    table = tables.accuracy_table(tables.accuracy_summary(results))
+    assert list(table["Model"]) == [
+        f"{m}_EfficientNetLite0" for m in ("HAMLET", "SPARSE", "MACE", "SpCa", "DSCF")
+    ]
+    controls = tables.accuracy_table(tables.accuracy_summary(results), "control")
+    assert list(controls["Model"])[-1] == "HAMLET_EfficientNetLite0 (no text)"
+    compared = tables.accuracy_vs_reported(tables.accuracy_summary(results))
+    assert set(compared["Reported"]) == {""} and set(compared["Difference"]) == {""}
+
+
+def test_metrics_are_found_wherever_a_record_holds_them(tmp_path):
+    record = {
+        "text_to_image": {"seen": {"R@1": 0.5, "median_rank": 2.0, "mAP": 0.25, "queries": 40}},
+        "chance": {"mAP": 0.1},
+    }
+    (tmp_path / "a.json").write_text(json.dumps(record | {"provenance": {"mAP": 9}}))
+    table = tables.records_table([tmp_path / "a.json"])
+    assert table.to_dict("records") == [
+        {
+            "What": "text to image, seen",
+            "R@1": "0.5000",
+            "median rank": "2",
+            "mAP": "0.2500",
+            "queries": "40",
+        },
+        {"What": "chance", "R@1": "", "median rank": "", "mAP": "0.1000", "queries": ""},
+    ]
+    assert tables.records_table([]).empty
+
+
+def test_a_table_for_a_notebook_wraps_and_reads_no_formula():
+    html = tables.shown(pd.DataFrame({"Class": ["cost_$5_$6 <b>"]})).data
+    assert "mathjax_ignore" in html and "white-space: normal" in html and "&lt;b&gt;" in html
+
+
+def test_summaries_carry_no_bits_of_a_processor():
+    frame = pd.DataFrame({"a": [0.1 + 0.2, 1 / 3, float("nan")], "b": ["x", "y", "z"]})
+    assert tables.rounded(frame)["a"].tolist()[:2] == [0.3, 0.3333333333]

@@ -1,0 +1,110 @@
+"""hamlet.load and encode: any picture, any model, the file's own size and normalisation."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hamlet
+from hamlet.errors import HamletError
+
+MEAN = (0.1, 0.2, 0.3)
+
+
+@pytest.fixture(scope="module")
+def default():
+    return hamlet.load("default")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model file: GeM on ResNet18 with a text tower, 96 px, a normalisation of its own."""
+    path = tmp_path_factory.mktemp("models") / "fruit.safetensors"
+    torch.manual_seed(0)
+    model = hamlet.create_model("gem", text="proxies", embedding_dim=16)
+    model.mean = MEAN
+    hamlet.save_model(model, path, card={"image_size": 96})
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 256, (40 + 9 * i, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return sorted(folder.iterdir())
+
+
+def test_the_default_needs_no_download_and_says_that_it_is_untrained(default, photos):
+    rows = default.encode(photos, progress=False)
+    assert rows.shape == (3, 1280) and rows.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
+    assert "not trained for retrieval" in default.card["limits"]
+
+
+def test_paths_pictures_arrays_and_bytes_are_one_and_the_same(default, photos):
+    opened = [Image.open(p) for p in photos]
+    expected = default.encode(photos, progress=False)
+    forms = (
+        [str(p) for p in photos],
+        opened,
+        [np.asarray(i) for i in opened],
+        [p.read_bytes() for p in photos],
+    )
+    for form in forms:
+        np.testing.assert_array_equal(default.encode(form, progress=False), expected)
+    for one in (photos[1], str(photos[1]), opened[1], np.asarray(opened[1])):
+        np.testing.assert_allclose(default.encode(one, progress=False), expected[1:2], atol=1e-5)
+    stacked = np.stack([np.asarray(i.resize((50, 50))) for i in opened])
+    assert default.encode(stacked, progress=False).shape == (3, 1280)
+    assert default.encode([], progress=False).shape == (0, 1280)
+
+
+def test_batches_change_nothing(default, photos):
+    by_one = default.encode(photos, batch_size=1, progress=False)
+    np.testing.assert_allclose(by_one, default.encode(photos, batch_size=3, progress=False), atol=1e-5)
+
+
+def test_a_file_brings_its_size_and_normalisation(trained, photos):
+    encoder = hamlet.load(trained)
+    assert encoder.image_size == 96 and encoder.dim == 16
+    from hamlet.data.decode import decode
+
+    pixels = torch.tensor(np.stack([decode(p, 96) for p in photos])).permute(0, 3, 1, 2) / 255
+    std = torch.tensor(encoder.model.std).view(3, 1, 1)
+    with torch.no_grad():
+        expected = encoder.model((pixels - torch.tensor(MEAN).view(3, 1, 1)) / std)
+    np.testing.assert_allclose(encoder.encode(photos, progress=False), expected.numpy(), atol=1e-5)
+
+
+def test_names_files_and_folders_are_found(trained, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("HAMLET_MODELS", str(trained.parent))
+    expected = hamlet.load(trained).encode(photos, progress=False)
+    hamlet.load(trained).model.save_pretrained(tmp_path / "hub")
+    for name in ("fruit", str(trained), tmp_path / "hub"):
+        np.testing.assert_array_equal(hamlet.load(name).encode(photos, progress=False), expected)
+    with pytest.raises(HamletError, match=r"no model 'vegetables'; expected default, fruit, a .safetensors"):
+        hamlet.load("vegetables")
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, True, "8"])
+def test_sizes_of_batches_are_checked(default, photos, size):
+    with pytest.raises(HamletError, match=r"batch_size=.*expected a whole number of at least 1"):
+        default.encode(photos, batch_size=size)
+
+
+def test_what_is_no_picture_is_named(default, photos, tmp_path):
+    (tmp_path / "notes.jpg").write_text("not a photo")
+    with pytest.raises(HamletError, match=r"notes.jpg: not an image"):
+        default.encode([photos[0], tmp_path / "notes.jpg"], progress=False)
+    with pytest.raises(HamletError, match="cannot encode a int"):
+        default.encode(3)
+
+
+def test_sentences_where_the_model_knows_words(default, trained):
+    words = hamlet.load(trained).encode_text(["a red apple", "a pear"])
+    assert words.shape == (2, 16) and words.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(words, axis=1), 1, rtol=1e-5)
+    with pytest.raises(HamletError, match="trained without text"):
+        default.encode_text("a red apple")
