@@ -180,7 +180,7 @@ class _Scores:
         query, out = _float64(_numpy(self.query)[index]), self.kept.out[: len(index)]
         whole = self.gallery.dtype == np.float64 and not fixed
         for start in range(
-            0, self.shape[1], step := self.shape[1] if whole else max(1, TILE // query.shape[1])
+            0, self.shape[1], step := max(1, self.shape[1] if whole else TILE // query.shape[1])
         ):
             tile = np.ascontiguousarray(_float64(_numpy(self.gallery[start : start + step])))
             part = out[:, start : start + step]
@@ -271,6 +271,8 @@ def _rising(scores):
 def _ahead(rivals, edges: np.ndarray, band: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How many of the rivals (b, N), rising, reach each edge (b, P); the rows where one lies within ``band`` of it."""
     size = rivals.shape[1]
+    if not size:
+        return np.zeros(edges.shape, np.int64), np.zeros(len(edges), bool)
     if torch.is_tensor(rivals):
         low, high = (torch.from_numpy(edges + side).to(rivals.device) for side in (-band, band))
         low, high = (_numpy(torch.searchsorted(rivals, x)) for x in (low, high))

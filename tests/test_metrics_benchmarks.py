@@ -81,3 +81,8 @@ def test_committed_figures_keep_the_promised_cost():
     others = rows["CPU / product"].drop(["product", "hamlet"]).dropna()
     assert {"pytorch-metric-learning", "OML"} <= {*others.index}
     assert others.min() >= 5 * rows.loc["hamlet", "CPU / product"]
+
+
+def test_committed_threads_share_the_work_and_add_little():
+    rows = pd.read_csv(COMMITTED / "ranking_threads.csv").query("method == 'hamlet'").set_index("threads")
+    assert rows["CPU s"].max() <= 1.3 * rows["CPU s"][1]
