@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hamlet.errors import HamletError
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 WORKFLOW = ROOT / "workflow"
@@ -49,6 +51,8 @@ def models_dir() -> Path:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path``, renamed to it at the end of the block: no reader meets half a file."""
+    if path.is_dir():
+        raise HamletError(f"{path} is a folder where a file is to be written; move it away and start again")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:

@@ -130,6 +130,8 @@ def read_yaml(path: Path) -> dict:
     """A YAML mapping; HamletError names the file and the line of what is wrong."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
+    except OSError as error:
+        raise HamletError(f"{path} cannot be read ({error.strerror}); restore it from git") from error
     except UnicodeDecodeError as error:
         raise HamletError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except yaml.YAMLError as error:

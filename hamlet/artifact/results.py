@@ -47,7 +47,7 @@ def read_verified(path: Path) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise NoResult(f"{path} is missing: {way_out}") from error
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ResultError(f"{path} is not JSON ({error}): {way_out}") from error
     if not isinstance(content, dict) or not {"digest", "parameters", "provenance"} <= set(content):
         raise ResultError(f"{path} is no result: digest, parameters or provenance is missing: {way_out}")

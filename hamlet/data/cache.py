@@ -81,6 +81,8 @@ def _write(array: Path, count: int, size: int, rows: Iterable[np.ndarray]) -> No
 
 def _read(array: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, str] | None:
     """The array and the SHA-256 of its pixels; None unless it is there and what its record says."""
+    if array.is_dir():
+        raise DataError(f"{array} is a folder where a file is to be; move it away and start again")
     try:
         recorded = json.loads(array.with_suffix(".json").read_text())["pixels"]
         images, info = np.load(array, mmap_mode="r", allow_pickle=False), array.stat()
@@ -138,7 +140,7 @@ class FileRecord:
         try:
             record = json.loads(self.path.read_text())
             return {"files": dict(record["files"]), "decode": list(record["decode"])}
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError):
             return {"files": {}, "decode": []}  # a record that is absent or damaged is made anew
 
     def _update(self, files: dict, decode: Iterable[str]) -> None:

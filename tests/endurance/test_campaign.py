@@ -201,11 +201,19 @@ def test_a_damaged_checkpoint_begins_anew_or_goes_on(toy_data, settings, tmp_pat
     campaign("checkpoint", restored(tmp_path / "good", tmp_path / "bad"), road)
 
 
+AWAY = ["--output", "x"]
 WRONG = [
-    ["--set", "pretrained=[", "--output", "x"], ["--set", "epochs=1e9", "--output", "x"], ["--set", "nothing=1", "--output", "x"],
-    ["--profile", "no"], ["--model", "no_resnet18"], ["--dataset", "no"], ["--variant", "no"], ["--seed", "-1"],
-    ["notebook", "no"], ["--set", "epochs", "--output", "x"],
-]  # fmt: skip
+    ["--set", "pretrained=[", *AWAY],
+    ["--set", "epochs=1e9", *AWAY],
+    ["--set", "nothing=1", *AWAY],
+    ["--set", "epochs", *AWAY],
+    ["--profile", "no"],
+    ["--model", "no_resnet18"],
+    ["--dataset", "no"],
+    ["--variant", "no"],
+    ["--seed", "-1"],
+    ["notebook", "no"],
+]
 
 
 @pytest.mark.parametrize("words", WRONG, ids=" ".join)
