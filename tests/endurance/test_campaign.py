@@ -74,6 +74,8 @@ def campaign(name: str, fresh, road) -> int:
             road(file)
         except HamletError as error:
             assert one_line(error), f"{seed} ({kind} {file.name}): {error}"
+        except OSError as error:  # the command lines print its file and reason in one line
+            assert kind == "folder" and error.filename, f"{seed} ({kind} {file.name}): {error!r}"
         except Exception as error:
             raise AssertionError(
                 f"{seed}: {kind} {file.name} ended in {type(error).__name__}: {error}"
