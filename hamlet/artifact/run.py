@@ -164,7 +164,7 @@ def store(job: Job, data, model, untrained, trained, evaluation) -> Path:
     Args:
         untrained: ``Evaluation`` of the default protocol before training. trained: ``Trained``. evaluation: after it.
     """
-    from hamlet.evaluation import example_neighbours
+    from hamlet.evaluation import example_neighbours, words
     from hamlet.models import count_parameters, save_model
 
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,9 @@ def store(job: Job, data, model, untrained, trained, evaluation) -> Path:
     neighbours.to_parquet(job.folder / "neighbours.parquet", index=False)
     curves.to_csv(job.folder / "curves.csv", index=False, float_format="%.9g")
     (job.folder / "thumbnails.webp").write_bytes(thumbnails(data, neighbours))
-    save_model(model, job.folder / "model.safetensors")
+    card = {"image_size": job.settings["image_size"], "teacher": job.settings["text_teacher"]}
+    card |= {"data": f"{data.name}, {len(data.train)} images", "classes": data.class_names}
+    save_model(model, job.folder / "model.safetensors", card | {"metrics": evaluation.metrics["default"]})
     listed = ("per_query.parquet", "neighbours.parquet", "curves.csv", "thumbnails.webp")
     code = code_hashes(job.run)
     initial = "ImageNet (timm)" if job.settings["pretrained"] else "from scratch"
@@ -212,6 +214,8 @@ def store(job: Job, data, model, untrained, trained, evaluation) -> Path:
         "excluded": len(data.excluded),
         "files": {n: paths.sha256(job.folder / n) for n in listed},
     }
+    if model.text_tower is not None:
+        record["words"] = words(model, data, evaluation, job.settings["text_teacher"])
     record = json.loads(json.dumps(record, allow_nan=False))
     paths.write_json(job.folder / "result.json", record | {"digest": digest(record)})
     return job.folder / "result.json"
