@@ -137,7 +137,8 @@ case "$COMMAND" in
   lab) [ "$(id -u)" -ne 0 ] || set -- --allow-root "$@"
        exec "$PYTHON" -m jupyterlab --notebook-dir "$ROOT/notebooks" "$@" ;;
   docs) cd "$ROOT"; exec "$PYTHON" -m mkdocs build --strict "$@" ;;
-  endurance) cd "$ROOT"; HAMLET_ENDURANCE="${HAMLET_ENDURANCE:-3600}" exec "$PYTHON" -m pytest tests/endurance "$@" ;;
+  endurance) cd "$ROOT"; export HAMLET_ENDURANCE_MINUTES="${HAMLET_ENDURANCE_MINUTES:-60}" OMP_NUM_THREADS=1
+    exec "$PYTHON" -m pytest tests/endurance "$@" ;;
   test) cd "$ROOT"; status=0
     export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 # two single-thread processes are faster than one with two threads
     "$PYTHON" -m ruff check . || status=1

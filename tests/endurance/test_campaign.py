@@ -1,8 +1,7 @@
-"""A seeded campaign of damaged files, bad input and kills, over the roads that people walk.
+"""Damaged files, wrong words and kills, over the roads that people walk.
 
 Whatever happens to a file, the answer is right or one line says what is wrong; nothing of a person's is deleted and
-nothing is left half-written. HAMLET_ENDURANCE: seconds each road is walked (``./run_all.sh endurance``: an hour in
-all); HAMLET_ENDURANCE_SEED: another campaign. A case that failed once is repeated by its seed, which the test names.
+nothing is left half-written (campaigns.py: seeds, lengths and the invariants).
 """
 
 import os
@@ -18,95 +17,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from campaigns import SECONDS, SEED, campaign, photos, restored
 
 from hamlet import paths
 from hamlet.artifact import build, profiles, results, run
 from hamlet.artifact.profiles import Run
 from hamlet.data import load_dataset
-from hamlet.errors import HamletError
 from hamlet.models import create_model, load_model, save_model
 from hamlet.search import Index
 from hamlet.training import seed_everything, train
-
-SEED = int(os.environ.get("HAMLET_ENDURANCE_SEED", "0"))
-SECONDS = float(os.environ.get("HAMLET_ENDURANCE", "60")) / 12  # of each road
-
-
-def damage(path: Path, rng: random.Random) -> str:
-    """Do something to a file that disks, editors and people do; returns what."""
-    content = path.read_bytes()
-    kind = rng.choice(("flip", "flip", "cut", "empty", "noise", "gone", "folder", "twice"))
-    if kind == "flip" and content:
-        where = rng.randrange(len(content))
-        path.write_bytes(
-            content[:where] + bytes([content[where] ^ 1 << rng.randrange(8)]) + content[where + 1 :]
-        )
-    elif kind == "cut":
-        path.write_bytes(content[: rng.randrange(len(content) + 1)])
-    elif kind == "noise":
-        path.write_bytes(rng.randbytes(rng.randrange(1, 2000)))
-    elif kind == "twice":
-        path.write_bytes(content + content)
-    elif kind in ("gone", "folder"):
-        path.unlink()
-        if kind == "folder":
-            path.mkdir()
-    else:
-        path.write_bytes(b"")
-    return kind
-
-
-def one_line(error: HamletError) -> bool:
-    text = str(error)
-    return bool(text) and "\n" not in text.strip() and "Traceback" not in text
-
-
-def campaign(name: str, fresh, road) -> int:
-    """Damage a file of ``fresh(folder)`` and walk ``road(file)``, again and again; returns the number of cases."""
-    cases, started = 0, time.monotonic()
-    while cases < 4 or time.monotonic() - started < SECONDS:
-        seed = f"{name}-{SEED}-{cases}"
-        rng = random.Random(seed)
-        file = rng.choice(fresh())
-        kind = damage(file, rng)
-        try:
-            road(file)
-        except HamletError as error:
-            assert one_line(error), f"{seed} ({kind} {file.name}): {error}"
-        except OSError as error:  # the command lines print its file and reason in one line
-            assert kind == "folder" and error.filename, f"{seed} ({kind} {file.name}): {error!r}"
-        except Exception as error:
-            raise AssertionError(
-                f"{seed}: {kind} {file.name} ended in {type(error).__name__}: {error}"
-            ) from error
-        cases += 1
-    return cases
-
-
-def restored(source: Path, target: Path, pattern: str = "*"):
-    """A function that brings ``target`` back to ``source`` and lists its files."""
-
-    def fresh() -> list[Path]:
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(source, target)
-        return sorted(path for path in target.rglob(pattern) if path.is_file())
-
-    return fresh
-
-
-def photos(folder: Path, classes: int = 3, images: int = 8) -> Path:
-    rng = np.random.default_rng(0)
-    for c in range(classes):
-        (folder / f"class{c}").mkdir(parents=True)
-        for i in range(images):
-            pixels = (rng.integers(0, 60, (48, 48, 3)) + 60 * c).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"class{c}" / f"{i}.png")
-    (folder / "captions.csv").write_text(
-        "file,caption\n"
-        + "".join(f"class{c}/{i}.png,a thing {c}\n" for c in range(classes) for i in range(images))
-    )
-    return folder
 
 
 def test_a_damaged_model_is_refused_or_still_a_model(tmp_path):
@@ -259,7 +178,7 @@ def test_indexing_killed_at_any_moment_goes_on_and_ends_as_if_it_had_not_been(tm
     root, rng = photos(tmp_path / "photos", classes=4, images=30), random.Random(SEED)
     command = [sys.executable, "-m", "hamlet", "index", str(root), str(tmp_path / "index")]
     environment = os.environ | {"PYTHONPATH": str(paths.ROOT), "OMP_NUM_THREADS": "1"}
-    for _ in range(max(2, int(SECONDS / 20))):
+    for _ in range(max(2, int(5 * SECONDS / 12))):
         process = subprocess.Popen(
             command,
             env=environment,

@@ -1,0 +1,368 @@
+"""Odd words, folders, files and values at every command line, in this process (campaigns.py: what must hold)."""
+
+import copy
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import yaml
+from campaigns import SECONDS, SEED, campaign, cases, command, contents, photos, restored
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from hamlet import cli, paths
+from hamlet.artifact import build, run
+from hamlet.artifact.profiles import Run
+from hamlet.distillation import encode_text
+from hamlet.models import create_model, save_model
+from hamlet.training import seed_everything
+
+ODD = [
+    None,
+    True,
+    -1,
+    0,
+    10**30,
+    0.5,
+    math.nan,
+    math.inf,
+    "",
+    "x",
+    "../x",
+    "1e-4",
+    "a\nb",
+    [],
+    ["x"],
+    {},
+    {"x": 1},
+    [[]],
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A model of milliseconds."""
+    file = tmp_path_factory.mktemp("model") / "small.safetensors"
+    seed_everything(0)
+    save_model(create_model("gem", backbone="test_resnet"), file, {"image_size": 32})
+    return file
+
+
+def odd_photos(folder: Path) -> Path:
+    """Photos among everything else that is found in folders."""
+    photos(folder, classes=2, images=4)
+    good = (folder / "class0" / "0.png").read_bytes()
+    os.mkfifo(folder / "class0" / "pipe.png")
+    (folder / "class0" / "cut.png").write_bytes(good[: len(good) // 2])
+    (folder / "class0" / "empty.jpg").write_bytes(b"")
+    (folder / "class1" / "text.png").write_text("no photo")
+    (folder / "class1" / "folder.png").mkdir()
+    (folder / "class1" / "a\nb $5_$6 é.png").write_bytes(good)
+    (folder / "class1" / "gone.png").symlink_to(folder / "nowhere.png")
+    (folder / "class1" / "round").symlink_to(folder)
+    (Path(os.fsdecode(os.fsencode(folder / "class1") + b"/\xff.png"))).write_bytes(good)
+    (folder / "notes.txt").write_text("a person's notes")
+    return folder
+
+
+def test_odd_words_at_hamlets_command_line(tmp_path, model, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HAMLET_CACHE", str(tmp_path / "cache"))
+    root, index = odd_photos(tmp_path / "photos"), tmp_path / "index"
+    code, _, said = command(cli.main, ["index", str(root), str(index), "--model", str(model)], capsys)
+    assert code == 0, said
+    shutil.copytree(index, tmp_path / "kept")
+    good = str(root / "class0" / "0.png")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "thesis.txt").write_text("years of work")
+    (tmp_path / "locked").mkdir(mode=0o500)
+    odd = [
+        tmp_path / n for n in ("pipe", "none", "thesis.txt", "nowhere", "thesis.txt/x", "locked", "a" * 300)
+    ]
+    odd = [*map(str, odd), "", ".", "/dev/null", "/proc", str(root), os.fsdecode(b"\xff"), "-x", good]
+    numbers = ["1", "0", "-1", "3", "1000000000", str(10**30), "nan", "inf", "-0.5", "x", ""]
+    new = str(tmp_path / "new" / "out")
+    right = {"photos": str(root), "index": str(index), "query": good, "out": new}
+    mine = contents(root) | {tmp_path / "thesis.txt": contents(tmp_path)[tmp_path / "thesis.txt"]}
+    for seed, rng in cases("words", 60):
+        for name in ("index", "new"):
+            shutil.rmtree(tmp_path / name, ignore_errors=True)
+        shutil.copytree(tmp_path / "kept", index)
+        name = rng.choice(["index", "search", "page", "duplicates", "embed"])
+        words, changed = [name], []
+        for argument in cli.COMMANDS[name].split():
+            bad = rng.random() < 0.3
+            if argument in right:
+                words.append(rng.choice(odd) if bad else right[argument])
+                changed += [words[-1]] if bad else []
+            elif argument == "--model":
+                words += ["--model", rng.choice(odd) if bad and name != "search" else str(model)]
+            elif argument in ("-k", "--batch-size", "--threshold"):
+                words += [argument, rng.choice(numbers)] if bad else []
+            elif argument == "--queries":
+                words += [argument, good, rng.choice(odd)] if bad else [argument, good]
+            elif argument != "--open":
+                words += [argument] if bad else []
+        try:
+            code, out, said = command(cli.main, words, capsys)
+        except Exception as error:
+            raise AssertionError(f"{seed}: {words}: {type(error).__name__}: {error}") from error
+        assert code == 0 or any(w and w in said for w in words[1:]) or code == 2 or '""' in said, (
+            f"{seed} {words}: {said}"
+        )
+        if code == 0 and name == "search" and words[1:3] == [str(index), good] and len(words) == 3:
+            assert "class0/0.png" in out.splitlines()[0] or "\n" in out, seed
+        for path, digest in mine.items():
+            assert contents(path.parent).get(path) == digest, f"{seed}: {words} changed {path}"
+        assert not list(tmp_path.rglob("*.partial*")), f"{seed}: {words}"
+        for path in contents(root).keys() - mine.keys():  # an index among the photos: it was asked for
+            assert str(root) in changed or good in changed, f"{seed}: {words} wrote {path}"
+            path.unlink()
+
+
+def spoilt(tree: object, rng: random.Random) -> object:
+    """A copy of a YAML or JSON tree in which one value at any depth is odd, gone or under another name."""
+    tree = copy.deepcopy(tree)
+    place, found = tree, []
+    while isinstance(place, dict | list) and place and (not found or rng.random() < 0.7):
+        key = rng.choice(list(place) if isinstance(place, dict) else range(len(place)))
+        found, place = (place, key), place[key]
+    where, key = found
+    kind = rng.choice(("odd", "odd", "odd", "gone", "renamed"))
+    if kind == "gone":
+        del where[key]
+    elif kind == "renamed" and isinstance(where, dict):
+        where[rng.choice(["x", "", 1, None, f"{key} "])] = where.pop(key)
+    else:
+        where[key] = rng.choice(ODD)
+    return tree
+
+
+def test_spoilt_profiles_at_the_builds_command_line(tmp_path, capsys, monkeypatch):
+    whole = {path.name: path.read_text() for path in paths.WORKFLOW.glob("*.yaml")}
+    monkeypatch.setattr(paths, "WORKFLOW", tmp_path / "workflow")
+    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path / "out"))
+    for seed, rng in cases("profiles", 40):
+        shutil.rmtree(tmp_path / "workflow", ignore_errors=True)
+        (tmp_path / "workflow").mkdir()
+        name = rng.choice(["smoke", "smoke", "ablation", "variants", "pretrained", "reports"])
+        for file, text in whole.items():
+            changed = text
+            if file == f"{name}.yaml" and rng.random() < 0.3:
+                at = rng.randrange(len(text))
+                changed = (
+                    text[:at]
+                    + rng.choice(["\t", "[", ": ", "{", "*", "&a ", "!!python/x ", "\0", "é\x85"])
+                    + text[at:]
+                )
+            elif file == f"{name}.yaml":
+                changed = yaml.safe_dump(spoilt(yaml.safe_load(text), rng))
+            (tmp_path / "workflow" / file).write_text(changed)
+        profile = name if name not in ("variants", "reports") else "smoke"
+        try:
+            code, out, said = command(build.main, [profile, "--dry-run"], capsys)
+        except Exception as error:
+            raise AssertionError(f"{seed}: {name}: {type(error).__name__}: {error}") from error
+        assert (code == 0 and "to make" in out) or ".yaml" in said, f"{seed}: {name}: {said}"
+        assert not list((tmp_path / "out").rglob("*.json"))
+
+
+def test_spoilt_models_are_refused_by_name(tmp_path, model, capsys, monkeypatch):
+    monkeypatch.setenv("HAMLET_CACHE", str(tmp_path / "cache"))
+    root, file, out = (
+        photos(tmp_path / "photos", 1, 2),
+        tmp_path / "spoilt.safetensors",
+        tmp_path / "out.parquet",
+    )
+    with safe_open(model, "pt") as opened:
+        whole, record = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+    for seed, rng in cases("models", 20):
+        tensors, said, name = dict(whole), dict(record), rng.choice(sorted(whole))
+        kind = rng.choice(["missing", "shape", "nan", "integers", "double", "recipe", "recipe", "no recipe"])
+        if kind == "missing":
+            del tensors[name]
+        elif kind == "shape":
+            tensors[name] = torch.zeros((*tensors[name].shape, 2))
+        elif kind == "nan":
+            tensors[name] = torch.full(tensors[name].shape, rng.choice([math.nan, math.inf, -math.inf]))
+        elif kind == "integers":
+            tensors[name] = torch.ones(tensors[name].shape, dtype=torch.int32)
+        elif kind == "double":
+            tensors[name] = tensors[name].double()
+        elif kind == "recipe":
+            key = rng.choice(list(said))
+            said[key] = json.dumps(spoilt({"x": json.loads(said[key])}, rng).get("x"))
+        else:
+            said = {}
+        save_file(tensors, file, metadata=said)
+        out.unlink(missing_ok=True)
+        try:
+            code, _, error = command(cli.main, ["embed", str(root), str(out), "--model", str(file)], capsys)
+        except Exception as error:
+            raise AssertionError(f"{seed}: {kind} {name} {said}: {type(error).__name__}: {error}") from error
+        assert code == 0 or (str(file) in error and not out.exists()), f"{seed}: {kind} {name}: {error}"
+        if kind in ("missing", "shape", "nan", "integers", "no recipe"):
+            assert code, f"{seed}: {kind} {name} was taken"
+
+
+def test_damaged_caption_vectors_are_made_again(tmp_path, monkeypatch):
+    from hamlet.distillation import load_teacher
+
+    monkeypatch.setenv("HAMLET_CACHE", str(tmp_path / "cache"))
+    teacher, sentences = load_teacher("sentence"), ["a red flower", "a round fruit"]
+    before = encode_text(sentences, teacher)
+    shutil.copytree(tmp_path / "cache", tmp_path / "good")
+
+    def road(file: Path) -> None:
+        assert np.array_equal(encode_text(sentences, teacher), before)
+
+    campaign("captions", restored(tmp_path / "good", tmp_path / "cache"), road)
+
+
+# -- one real run: its folder, and the kills it survives ---------------------------------------------------------
+SMOKE = Run("smoke", "scenes", "gem_resnet18", "default", 0)
+WORDS = ["--profile", "smoke", "--dataset", "scenes", "--model", "gem_resnet18"]
+
+
+def start(root: Path) -> subprocess.Popen:
+    known = {"HAMLET_OUTPUT": str(root), "HAMLET_CACHE": str(root / "cache"), "TMPDIR": str(root / "tmp")}
+    known |= {"PYTHONPATH": str(paths.ROOT), "OMP_NUM_THREADS": "1"}
+    (root / "tmp").mkdir(parents=True, exist_ok=True)
+    with (root / "log").open("a") as log:
+        run_it = [sys.executable, "-m", "hamlet.artifact.run", *WORDS]
+        return subprocess.Popen(
+            run_it, env=os.environ | known, stdout=log, stderr=log, start_new_session=True
+        )
+
+
+def alive(root: Path) -> list[psutil.Process]:
+    """Processes that work for this output folder, kernels included."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("HAMLET_OUTPUT") == str(root) and process.pid != os.getpid():
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("whole")
+    assert start(root).wait() == 0, (root / "log").read_text()[-3000:]
+    return root
+
+
+def bits(root: Path) -> dict:
+    """Everything of a result that does not depend on when and how long."""
+    folder = root / "results/smoke/scenes/gem_resnet18/seed0"
+    record = json.loads((folder / "result.json").read_text())
+    found = {name: (folder / name).read_bytes() for name in ("per_query.parquet", "neighbours.parquet")}
+    with safe_open(folder / "model.safetensors", "np") as opened:
+        weights = {name: opened.get_tensor(name).tobytes() for name in opened.keys()}  # noqa: SIM118
+    return found | {
+        "metrics": record["metrics"],
+        "weights": weights,
+        "loss": record["training"]["final_loss"],
+    }
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_goes_on_and_ends_with_the_same_bits(whole, tmp_path):
+    rng, started, kills = random.Random(f"kills-{SEED}"), time.monotonic(), 0
+    while kills < 2 or time.monotonic() - started < 5 * SECONDS:
+        process = start(tmp_path)
+        time.sleep(rng.uniform(1, 16))
+        alone = (
+            rng.random() < 0.5
+        )  # the process alone, as the kernel's memory killer does, or all, as a power cut
+        (os.kill if alone else os.killpg)(process.pid, signal.SIGKILL)
+        process.wait()
+        for other in [] if alone else alive(tmp_path):
+            other.kill()
+        until = time.monotonic() + 30
+        while (left := alive(tmp_path)) and time.monotonic() < until:
+            time.sleep(0.2)
+        assert not left, f"kill {kills} (alone: {alone}) left {[p.cmdline() for p in left]}"
+        kills += 1
+    assert start(tmp_path).wait() == 0, (tmp_path / "log").read_text()[-3000:]
+    assert bits(tmp_path) == bits(whole)
+    runs = tmp_path / "results/smoke/scenes/gem_resnet18"
+    litter = [
+        p for p in (tmp_path / "tmp").rglob("*") if p.is_file() or p.is_socket() or p.name.startswith("k")
+    ]
+    assert not litter and not [p for p in runs.rglob(".*") if not p.name.endswith(".lock")]
+
+
+@pytest.mark.slow
+def test_whatever_lies_at_output_is_kept_or_set_aside(whole, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HAMLET_CACHE", str(tmp_path / "cache"))
+    source, place = whole / "results/smoke/scenes/gem_resnet18/seed0", tmp_path / "place"
+
+    class Reached(Exception):
+        """The training itself, which would take over from here."""
+
+    def training(*_):
+        raise Reached
+
+    monkeypatch.setattr(run, "execute", training)
+    for seed, rng in cases("output", 30):
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        target = place / "mine"
+        kind = rng.choice(
+            ["nothing", "empty", "result", "result", "{}", "other", "changed", "lacking", "file", "link"]
+        )
+        if kind == "empty":
+            target.mkdir()
+        elif kind == "file":
+            target.write_text("years of work")
+        elif kind == "other":
+            target.mkdir()
+            (target / "thesis.txt").write_text("years of work")
+        elif kind != "nothing":
+            shutil.copytree(source, place / "there" if kind == "link" else target)
+            if kind == "link":
+                target.symlink_to(place / "there")
+            if kind == "{}":
+                (target / "result.json").write_text("{}")
+            elif kind == "changed":
+                (target / "result.json").write_text(
+                    (source / "result.json").read_text().replace("0.", "0.1", 1)
+                )
+            elif kind == "lacking":
+                (target / "per_query.parquet").unlink()
+            if rng.random() < 0.5:
+                (target / "thesis.txt").write_text("years of work")
+        how = rng.choice(
+            [[], [], ["--seed", "1"], ["--model", "mlp_resnet18"], ["--set", "epochs=2"], ["--keep"]]
+        )
+        words, before = [*WORDS, *how, "--output", str(target)], sorted(contents(place).values())
+        try:
+            code, out, said = command(run.main, words, capsys)
+        except Reached:
+            assert kind not in ("{}", "other", "changed", "lacking", "file"), f"{seed}: {kind} {how} goes on"
+            assert kind in ("nothing", "empty") or how not in ([], ["--keep"]), (
+                f"{seed}: {kind} {how} trains again"
+            )
+        else:
+            assert code or (
+                kind in ("result", "link") and how in ([], ["--keep"]) and "there already" in out
+            ), seed
+            assert code == 0 or str(target) in said, f"{seed}: {kind} {how}: {said}"
+        finally:
+            now = [digest for path, digest in contents(place).items() if not path.name.startswith(".")]
+            assert sorted(now) == before, f"{seed}: {kind} {how}"
