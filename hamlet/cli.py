@@ -104,7 +104,7 @@ def page(given: argparse.Namespace) -> None:
     from hamlet.search import Index
     from hamlet.search.page import page as made
 
-    with replacing(given.out) as partial:
+    with replacing(own(given.out, ".html")) as partial:
         partial.write_text(made(Index.load(given.index), given.queries, k=given.k), encoding="utf-8")
     print(given.out)
 
@@ -142,7 +142,7 @@ def train(given: argparse.Namespace) -> None:
     """
     from hamlet.finetune import fine_tune
 
-    file = given.output or models_dir() / f"{given.name}.safetensors"
+    file = own(given.output or models_dir() / f"{given.name}.safetensors", ".safetensors")
     last = fine_tune(given.photos, given.name, given.model, given.epochs, file)
     print(f"{file} (mAP {last['validation_mAP']:.3f} on validation photos)")
     print(f"use it: hamlet index {given.photos} INDEX --model {given.output or given.name}")
@@ -155,8 +155,17 @@ def embed(given: argparse.Namespace) -> None:
     """
     from hamlet.search.photos import write_parquet
 
-    left_out(write_parquet(given.photos, given.out, given.model or "default", given.batch_size))
+    left_out(
+        write_parquet(given.photos, own(given.out, ".parquet"), given.model or "default", given.batch_size)
+    )
     print(given.out)
+
+
+def own(file: Path, suffix: str) -> Path:
+    """The file to be written; one that is there and bears another suffix is somebody's and is refused."""
+    if file.exists() and file.suffix != suffix:
+        raise HamletError(f"{file} is there and no {suffix} file; name another, or move it away")
+    return file
 
 
 def left_out(files: list[tuple[str, str]]) -> None:

@@ -193,7 +193,7 @@ def encode_text(sentences: Sequence[str], teacher: str | Teacher = "sentence") -
 def _kept(path: Path, rows: int) -> np.ndarray | None:
     """The cached vectors, or None where they are absent or not what was written (then they are made again)."""
     digest = path.with_suffix(".sha256")
-    if not (path.is_file() and digest.is_file()) or digest.read_text() != sha256(path):
+    if not (path.is_file() and digest.is_file()) or digest.read_bytes() != sha256(path).encode():
         return None
     table = np.load(path, allow_pickle=False)
     return table if table.shape[0] == rows else None

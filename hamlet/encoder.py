@@ -57,7 +57,11 @@ class Encoder:
     ):
         self.model, self.name, self.card = model.to(device).eval(), name, model.card
         self.device, self.dim = torch.device(device), model.embedding_dim
-        self.image_size = int(model.card.get("image_size", 224))
+        self.image_size = size = model.card.get("image_size", 224)
+        if type(size) is not int or not 32 <= size <= 4096:
+            raise HamletError(
+                f"{name}: its card says image_size {size!r}, expected 32 to 4096 px; save it again"
+            )
         self.transform = evaluation_transform(self.image_size, model.mean, model.std)
 
     @torch.inference_mode()

@@ -36,6 +36,8 @@ def one_line(arguments: Sequence[str] | None = None) -> Iterator[None]:
     if "--traceback" in (sys.argv if arguments is None else arguments):
         yield
         return
+    if hasattr(sys.stdout, "reconfigure"):  # a name of a file may hold what the terminal has no letter for
+        sys.stdout.reconfigure(errors="replace")
     try:
         yield
         sys.stdout.flush()
@@ -52,7 +54,8 @@ def one_line(arguments: Sequence[str] | None = None) -> Iterator[None]:
             "error: not enough memory; ask for less at a time (--batch-size, --jobs) or use a larger machine"
         )
     except HamletError as error:
-        sys.exit(f"error: {error}")
+        sys.exit("error: " + str(error).strip().replace("\n", "\\n"))
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"error: {place}{ADVICE.get(error.errno, error.strerror or error)}")
+        text = f"error: {place}{ADVICE.get(error.errno, error.strerror or error)}"
+        sys.exit(text.replace("\n", "\\n"))

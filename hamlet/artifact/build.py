@@ -41,7 +41,20 @@ def shown(path: Path) -> str:
 
 def report_list() -> dict[str, dict]:
     """workflow/reports.yaml: reporting notebook -> what it writes and what it waits for."""
-    return profiles.read_yaml(paths.WORKFLOW / "reports.yaml")
+    found = profiles.read_yaml(path := paths.WORKFLOW / "reports.yaml")
+    kinds = {"once": str, "efficiency": bool} | dict.fromkeys(
+        ("tables", "figures", "after", "profiles"), list
+    )
+    for name, entry in found.items():
+        sound = isinstance(name, str) and isinstance(entry, dict)
+        for key, value in entry.items() if sound else ():
+            names = value if isinstance(value, list) else []
+            sound = sound and type(value) is kinds.get(key) and all(isinstance(x, str) for x in names)
+        if not sound:
+            raise HamletError(
+                f"{path}: {name!r} must have lists of names ({', '.join(kinds)}), got {entry!r}"
+            )
+    return found
 
 
 def report_paths(name: str) -> list[str]:

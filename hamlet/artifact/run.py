@@ -383,6 +383,8 @@ def make(
 
 def _there(run: Run, settings: dict, target: Path, keep: bool) -> bool:
     """Whether the folder holds the run's result; what holds another's is set aside, what holds no result is refused."""
+    if target.exists() and not target.is_dir():
+        raise HamletError(f"{target} is no folder; name an empty or a new one")
     if target.is_dir() and any(target.iterdir()) and not (target / "result.json").exists():
         raise HamletError(f"{target} holds other files than a result; name an empty or a new folder")
     state, why = check_result(run, settings=settings, folder=target)

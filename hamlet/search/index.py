@@ -208,7 +208,10 @@ class Index:
         found["score"] = scores.ravel().astype(np.float32)
         found = found[found["id"] >= 0].reset_index(drop=True)  # approximate kinds may find fewer than k
         root = self.about.get("root", "")
-        found.insert(3, "path", [os.path.join(root, self.paths[i]) for i in found["id"].tolist()])
+        names = [os.path.join(root, self.paths[i]) for i in found["id"].tolist()]
+        found.insert(
+            3, "path", pd.Series(names, dtype=object)
+        )  # a str column refuses names that are no UTF-8
         return found
 
     def _nearest(self, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -55,7 +55,7 @@ def model(tmp_path_factory) -> Path:
     """A model of milliseconds."""
     file = tmp_path_factory.mktemp("model") / "small.safetensors"
     seed_everything(0)
-    save_model(create_model("gem", backbone="test_resnet"), file, {"image_size": 32})
+    save_model(create_model("gem", backbone="test_resnet"), file, {"image_size": 64})
     return file
 
 
@@ -119,9 +119,12 @@ def test_odd_words_at_hamlets_command_line(tmp_path, model, capsys, monkeypatch)
             code, out, said = command(cli.main, words, capsys)
         except Exception as error:
             raise AssertionError(f"{seed}: {words}: {type(error).__name__}: {error}") from error
-        assert code == 0 or any(w and w in said for w in words[1:]) or code == 2 or '""' in said, (
-            f"{seed} {words}: {said}"
-        )
+        assert (
+            code == 0
+            or any(w and w in said for w in words[1:])
+            or code == 2
+            or any(t in said for t in (str(tmp_path), "no words"))
+        ), f"{seed} {words}: {said}"
         if code == 0 and name == "search" and words[1:3] == [str(index), good] and len(words) == 3:
             assert "class0/0.png" in out.splitlines()[0] or "\n" in out, seed
         for path, digest in mine.items():
@@ -175,7 +178,9 @@ def test_spoilt_profiles_at_the_builds_command_line(tmp_path, capsys, monkeypatc
             code, out, said = command(build.main, [profile, "--dry-run"], capsys)
         except Exception as error:
             raise AssertionError(f"{seed}: {name}: {type(error).__name__}: {error}") from error
-        assert (code == 0 and "to make" in out) or ".yaml" in said, f"{seed}: {name}: {said}"
+        assert (code == 0 and "to make" in out) or ".yaml" in said or "not enough disk" in said, (
+            f"{seed}: {name}: {said}"
+        )
         assert not list((tmp_path / "out").rglob("*.json"))
 
 
@@ -213,7 +218,7 @@ def test_spoilt_models_are_refused_by_name(tmp_path, model, capsys, monkeypatch)
         except Exception as error:
             raise AssertionError(f"{seed}: {kind} {name} {said}: {type(error).__name__}: {error}") from error
         assert code == 0 or (str(file) in error and not out.exists()), f"{seed}: {kind} {name}: {error}"
-        if kind in ("missing", "shape", "nan", "integers", "no recipe"):
+        if kind in ("missing", "shape", "nan", "integers", "no recipe") and "num_batches" not in name:
             assert code, f"{seed}: {kind} {name} was taken"
 
 
