@@ -395,7 +395,7 @@ class Trainer:
             return
         try:
             saved = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
-            identity = saved["identity"]
+            identity, _ = saved["identity"], [saved[name] for name in ("rows", "seconds", *self._parts())]
         except Exception as error:  # torch raises many types for a damaged file
             aside = self._checkpoint.with_suffix(f".damaged-{time.time_ns()}")
             self._checkpoint.rename(aside)

@@ -360,6 +360,13 @@ def make(
         if _there(run, job.settings, target, keep):
             return target
         (work / "result.json").unlink(missing_ok=True)
+        stamp, code = work / "code.json", code_hashes(run)
+        if (begun := work / "checkpoint.pt").is_file() and not (
+            stamp.is_file() and stamp.read_text() == json.dumps(code)
+        ):
+            print(f"{run}: begun by other code; anew: {aside(begun, 'other-code')}", flush=True)
+        work.mkdir(exist_ok=True)
+        stamp.write_text(json.dumps(code), encoding="utf-8")
         asked = vars(run) | {"data_root": data_root, "output": str(work), "overrides": overrides or {}}
         if job.settings["device"] == "cpu":
             # one thread a run: two runs at once on two cores beat one run on both, and the bits repeat
@@ -370,7 +377,11 @@ def make(
             execute("01_train_evaluate", work / "executed.ipynb", asked)
         if not (work / "result.json").is_file():
             raise HamletError(f"{run}: the notebook ended without a result; see {work / 'executed.ipynb'}")
-        for rest in [*work.glob("checkpoint*"), *work.glob(".*.partial*")]:  # the latter of killed processes
+        for rest in [
+            stamp,
+            *work.glob("checkpoint*"),
+            *work.glob(".*.partial*"),
+        ]:  # the latter of killed processes
             rest.unlink(missing_ok=True)
         if target.is_dir():
             target.rmdir()  # empty, or _there would have said so

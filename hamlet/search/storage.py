@@ -29,6 +29,7 @@ def writing(folder: str | Path) -> Iterator[Path]:
     if folder.is_file():
         raise HamletError(f"{folder} is a file; name a folder for the index")
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".lock").touch()  # where nothing can be written, FileLock may wait for ever
     with FileLock(folder / ".lock", is_singleton=True):
         yield folder / FILE
 
