@@ -58,7 +58,8 @@ def write_run(root, run, level, seed, *, queries=QUERIES, **columns):
     }
     content = {"schema": 1, "run": name | {"seed": seed}, "files": {"per_query.parquet": digest}}
     content["metrics"] = {"default": dict.fromkeys(report.ACCURACY, level)}
-    stored.seal(content | {"provenance": stored.PROVENANCE}, folder / "result.json")
+    sources = {"parameters": stored.PARAMETERS, "provenance": stored.PROVENANCE}
+    stored.seal(content | sources, folder / "result.json")
 
 
 def write_efficiency(root, once=(), none=()):
@@ -77,7 +78,8 @@ def write_efficiency(root, once=(), none=()):
         models[run] |= {"memory_mb": None if run in none else latency * 7, "parameters": int(latency * 1e6)}
         if run not in once:
             models[run] |= {"memory_mb_q25": latency * 6.95, "memory_mb_q75": latency * 7.02}
-    stored.seal({"schema": 1, "models": models}, root / "efficiency" / "result.json")
+    sources = {"parameters": {}, "provenance": stored.PROVENANCE}
+    stored.seal({"schema": 1, "models": models} | sources, root / "efficiency" / "result.json")
 
 
 @pytest.fixture(scope="module")
@@ -377,10 +379,10 @@ def test_side_by_side_holds_what_was_decided_anywhere(tmp_path, monkeypatch):
 
 def test_ablation_takes_from_pretrained_what_it_lacks(tmp_path, monkeypatch):
     monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
-    write_run(paths.results_dir("pretrained", "made"), "hamlet_efficientnetlite0", 0.7, 0)
-    write_run(paths.results_dir("ablation", "made"), "hamlet_efficientnetlite0-shuffled", 0.6, 0)
-    write_run(paths.results_dir("ablation", "made"), "mace_efficientnetlite0-text", 0.5, 0)
-    frame = claims.comparisons("ablation", "made", ablation=True, resamples=500).set_index("second")
+    write_run(paths.results_dir("pretrained", "scenes"), "hamlet_efficientnetlite0", 0.7, 0)
+    write_run(paths.results_dir("ablation", "scenes"), "hamlet_efficientnetlite0-shuffled", 0.6, 0)
+    write_run(paths.results_dir("ablation", "scenes"), "mace_efficientnetlite0-text", 0.5, 0)
+    frame = claims.comparisons("ablation", "scenes", ablation=True, resamples=500).set_index("second")
     assert set(frame["first"]) == {"HAMLET_EfficientNetLite0"} and frame["p"].notna().sum() == 2
     assert frame.at["HAMLET_EfficientNetLite0 (shuffled)", "difference"] == pytest.approx(0.1, abs=0.02)
     assert frame.at["MACE_EfficientNetLite0 (text)", "p_holm"] == pytest.approx(2 / 501)
