@@ -1,12 +1,14 @@
 """The training loop: same bits for the same seed, resumable, and every setting reaches what it is meant to change."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from hamlet import evaluation, training
+from hamlet import distillation, evaluation, training
+from hamlet.errors import HamletError
 from hamlet.models import create_model
 
 
@@ -173,11 +175,25 @@ def test_the_models_own_losses_are_part_of_what_is_minimised(toy_data, settings,
         assert terms["loss"] == pytest.approx(sum(v for k, v in terms.items() if k != "loss"), rel=1e-5)
 
 
-def test_the_curve_is_of_the_validation_protocol(toy_data, settings, tmp_path):
-    model, trained = fit(toy_data, settings, tmp_path)
-    found = evaluation.evaluate(model, toy_data, settings["image_size"], ("validation",)).metrics
-    for metric in ("mAP", "P@1"):
-        assert trained.curves[f"validation_{metric}"].iloc[-1] == found["validation"][metric]
+def test_the_curve_is_of_the_validation_protocol(toy_data, settings, tmp_path, monkeypatch):
+    split = (
+        toy_data.validation
+    )  # labels that no network can find, so that the other protocols' values are others
+    mixed = replace(split, labels=np.random.default_rng(0).permutation(split.labels))
+    data = replace(toy_data, splits=toy_data.splits | {"validation": mixed})
+    settings, sizes = settings | {"image_size": 96, "epochs": 1}, []
+    embed = evaluation.embed
+    monkeypatch.setattr(
+        evaluation,
+        "embed",
+        lambda model, images, size, **k: sizes.append(size) or embed(model, images, size, **k),
+    )
+    model, trained = fit(data, settings, tmp_path)
+    found = evaluation.evaluate(model, data, 96).metrics
+    row = trained.curves.iloc[-1]
+    assert row["validation_mAP"] == found["validation"]["mAP"] != found["default"]["mAP"]
+    assert row["validation_P@1"] == found["validation"]["P@1"] != found["validation"]["mAP"]
+    assert sizes[0] == 96
 
 
 def test_training_sees_images_normalised_as_the_model_asks(toy_data, settings, tmp_path, monkeypatch):
@@ -297,6 +313,140 @@ def test_few_classes_fill_the_batch_and_the_record_says_so(toy_data, settings, t
     assert (trained.batch_size, trained.images_per_class) == (16, 4)
     with pytest.raises(ValueError, match="at least two"):
         training.fill_batch(32, 1, 1)
+
+
+def test_every_term_is_its_formula_of_the_batch_its_settings_and_its_texts(settings):
+    settings = settings | {"margin": 0.3, "scale": 7.0, "text_alignment": 0.5, "text_proxies": 2.0}
+    settings, rng = settings | {"text_guidance": 3.0}, np.random.default_rng(0)
+    images, classes = (rng.standard_normal((n, 384)).astype(np.float32) for n in (6, 4))
+    images, classes = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, classes))
+    text = distillation.TextTargets(images, classes, np.zeros(384, np.float32))
+    model = build(text="both")
+    objective = training.Objective(model, 4, settings, text)
+    pixels = torch.from_numpy(rng.integers(0, 256, (4, 3, 64, 64), dtype=np.uint8))
+    labels, index = torch.tensor([0, 0, 1, 3]), torch.tensor([5, 2, 0, 1])
+    found = objective(model, model, (pixels, labels, index))
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (model.mean, model.std))
+    rows, own = model((pixels / 255 - mean) / std, auxiliary=True)
+    of_images = torch.from_numpy(images)[index]
+    proxies = torch.nn.functional.normalize(objective.metric_loss.W, dim=0)
+    logits = 7.0 * (rows @ proxies - 0.3 * torch.eye(4)[labels])
+    expected = {
+        "metric_loss": torch.nn.functional.cross_entropy(logits, labels),
+        "text_alignment": 0.5 * distillation.alignment(model.text_projection(rows), of_images),
+        "text_proxies": 2
+        * distillation.text_proxies(rows, model.text_tower(torch.from_numpy(classes)), labels, 7.0),
+        "text_guidance": 3 * distillation.language_guidance(rows, of_images, labels),
+        **own,
+    }
+    assert found.keys() == expected.keys() | {"loss"}
+    for name, value in expected.items():
+        assert found[name].item() == pytest.approx(value.item(), rel=1e-3), name
+    assert found["loss"].item() == pytest.approx(sum(v.item() for v in expected.values()), rel=1e-3)
+
+
+def test_texts_come_from_the_captions_source_teacher_and_seed_asked_for(
+    toy_data, settings, tmp_path, monkeypatch
+):
+    asked, targets = [], training.text_targets
+    monkeypatch.setattr(training, "text_targets", lambda *a, **k: asked.append((a, k)) or targets(*a, **k))
+    settings = settings | {"text_proxies": 1.0, "text_source": "shuffled", "text_teacher": "lsa"}
+    model = build(text="proxies", text_dim=distillation.LSA_DIM)
+    trainer = training.Trainer(model, toy_data, settings, 5, tmp_path)
+    (captions, labels, names), how = asked[0]
+    assert (captions, names) == (toy_data.train.captions, toy_data.class_names)
+    assert labels.tolist() == toy_data.train.labels.tolist()
+    assert how == {"source": "shuffled", "teacher": "lsa", "seed": 5}
+    assert model.text_mean.abs().max() > 0 and trainer.objective.text_classes.shape[0] == 4
+
+
+def test_augmentation_crops_mirrors_and_recolours(settings, toy_data):
+    torch.manual_seed(0)
+    edge = torch.full((3, 64, 64), 60, dtype=torch.uint8)
+    edge[:, :, 32:] = 200
+    whole = training.training_transform(32, 1.0)
+    seen = torch.stack([whole(edge) for _ in range(40)]).float()
+    assert seen.shape == (40, 3, 32, 32)
+    right = (seen[..., 20:].mean((1, 2, 3)) > seen[..., :12].mean((1, 2, 3))).float().mean().item()
+    assert 0.2 < right < 0.8  # mirrored half of the times
+    flat = torch.stack([whole(torch.full((3, 64, 64), 100, dtype=torch.uint8)) for _ in range(20)]).float()
+    assert flat.mean((1, 2, 3)).std() > 3
+    ramp = torch.arange(64, dtype=torch.uint8).repeat(3, 64, 1) * 4
+
+    def spread(least: float) -> float:  # of what a crop shows of a ramp from 0 to 252
+        crops = [training.training_transform(32, least).transforms[0](ramp).float() for _ in range(40)]
+        return min((crop.max() - crop.min()).item() for crop in crops)
+
+    assert spread(0.1) < 130 < spread(0.9)
+    small = training.TrainingImages(toy_data.train, settings | {"train_size": 48, "crop_scale": 0.9})
+    assert small[0][0].shape == (3, 48, 48) and small.transform.transforms[0].scale == (0.9, 1.0)
+
+
+def test_a_step_follows_the_gradient_of_its_own_batch_cut_at_one_norm(
+    toy_data, settings, tmp_path, monkeypatch
+):
+    for scale, low, high in ((16.0, 0.1, training.CLIP_NORM), (3000.0, 4.9, training.CLIP_NORM)):
+        trainer = training.Trainer(build(), toy_data, settings | {"scale": scale}, 0, tmp_path / f"{scale}")
+        norms, step = [], trainer.optimizer.step
+        every = [*trainer.model.parameters(), *trainer.objective.parameters()]
+
+        def watched(norms=norms, every=every, step=step):
+            norms.append(torch.cat([p.grad.flatten() for p in every if p.grad is not None]).norm().item())
+            step()
+
+        monkeypatch.setattr(trainer.optimizer, "step", watched)
+        trainer.fit()
+        assert low < max(norms) <= high * 1.001
+        assert all(p.grad is None or not p.grad.any() for p in every)  # nothing is carried into the next step
+
+
+def test_the_curve_holds_means_over_steps_and_what_was_done(toy_data, settings, tmp_path, monkeypatch):
+    trainer, seen = one_step(toy_data, settings, tmp_path, monkeypatch)
+    for epoch, row in enumerate(trainer.rows):
+        losses = [terms["metric_loss"] for _, terms in seen[4 * epoch : 4 * epoch + 4]]
+        assert row["metric_loss"] == pytest.approx(np.mean(losses), rel=1e-6)
+        assert (row["epoch"], row["step"]) == (epoch + 1, 4 * (epoch + 1))
+    assert trainer.rows[0]["learning_rate"] > trainer.rows[1]["learning_rate"] > 0
+
+
+def test_a_model_handed_over_in_evaluation_mode_trains_all_the_same(toy_data, settings, tmp_path):
+    first, second = build(), build().eval()
+    training.train(first, toy_data, settings, 0, tmp_path / "a")
+    training.train(second, toy_data, settings, 0, tmp_path / "b")
+    assert same_weights(first, second)
+
+
+def test_the_seed_reaches_order_and_augmentation_of_the_same_first_weights(
+    toy_data, settings, tmp_path, monkeypatch
+):
+    batches = []
+    for seed in (0, 1):
+        trainer = training.Trainer(build(), toy_data, settings, seed, tmp_path / str(seed))
+        forward, seen = trainer.objective.forward, []
+        monkeypatch.setattr(
+            trainer.objective,
+            "forward",
+            lambda m, r, b, f=forward, s=seen: s.append(b[2].tolist()) or f(m, r, b),
+        )
+        trainer.fit()
+        batches.append(seen)
+    assert batches[0] != batches[1]
+
+
+@pytest.mark.parametrize("change", ["seed", "data", "settings"])
+def test_a_checkpoint_knows_seed_data_and_settings(toy_data, settings, tmp_path, change):
+    data = replace(toy_data, content_hash="1" * 64) if change == "data" else toy_data
+    other = settings | ({"margin": 0.5} if change == "settings" else {})
+    one = training.Trainer(build(), toy_data, settings, 0, tmp_path)
+    two = training.Trainer(build(), data, other, int(change == "seed"), tmp_path)
+    assert one._identity() != two._identity()
+
+
+def test_a_data_set_without_classes_is_refused(toy_data, settings, tmp_path):
+    alone = replace(toy_data.train, labels=np.arange(len(toy_data.train)))
+    data = replace(toy_data, splits=toy_data.splits | {"train": alone})
+    with pytest.raises(HamletError, match="its own class"):
+        training.train(build(), data, settings, 0, tmp_path)
 
 
 # ---- text ----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 import stored
 from scipy import stats
 
-from hamlet.artifact import figures, tables
+from hamlet.artifact import figures, paper, tables
 from hamlet.artifact import results as report
 from hamlet.artifact.paper import CONTROLS, label
 
@@ -83,6 +83,18 @@ def test_accuracy_against_the_report(profile):
     low, high = stats.t.interval(0.95, 1, loc=0.505, scale=stats.sem([0.50, 0.51]))
     assert float(row["± over seeds"]) == pytest.approx((high - low) / 2, abs=5e-5)
     assert len(rows) == 28
+
+
+def test_every_reported_value_is_that_of_its_row_and_column(profile):
+    accuracy, cost = profile[2], profile[3]
+    of = {"accuracy": paper.reported("accuracy"), "efficiency": paper.reported("efficiency")}
+    found = accuracy[accuracy["group"] == "report"]
+    for row in found.itertuples():
+        assert row.reported == float(of["accuracy"].at[row.model, row.metric])
+    assert len(found) == 28 and accuracy.loc[accuracy["group"] == "control", "reported"].isna().all()
+    for row in cost[cost["group"] == "report"].to_dict("records"):
+        told = [float(cell) for cell in of["efficiency"].loc[row["model"]]]
+        assert [row[f"reported_{key}"] for key in ("latency_ms", "memory_mb", "parameters_m")] == told
 
 
 def test_query_interval_averages_seeds_first(profile):
