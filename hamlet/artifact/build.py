@@ -253,9 +253,7 @@ def snakemake(slots: list[str], jobs: int, locks: list[int], *again: str, **conf
     """
     # --ignore-incomplete: a result is renamed into place whole and verified by its digest, so Snakemake's mark of an
     # interrupted job must not have it deleted. --nolock: only_one's locks are free after kill -9, Snakemake's are not.
-    flags = (
-        "--rerun-triggers mtime --ignore-incomplete --keep-going --nolock --drop-metadata --show-failed-logs"
-    )
+    flags = "--rerun-triggers mtime --ignore-incomplete --keep-going --nolock --drop-metadata"
     given = {"slots": ",".join(slots)} | {key: value for key, value in config.items() if value}
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.WORKFLOW / "Snakefile")]
     command += ["--directory", str(paths.output_root()), "--cores", str(jobs), *flags.split()]
@@ -328,6 +326,12 @@ def carry_out(build: Build, jobs: int, options: argparse.Namespace, locks: list[
         print(
             "\nNot everything could be made; what was finished is kept. The same command goes on from here."
         )
+        for log in sorted(
+            (paths.output_root() / "logs").rglob("*.log")
+        ):  # --quiet rules hides them in Snakemake
+            last = (log.read_text(errors="replace").strip() or " ").splitlines()[-1]
+            if log.stat().st_mtime > started and re.match(r"error: |[\w.]*(Error|Exception)\b", last):
+                print(f"  {log.stem}: {last}; more in {shown(log)}")
         return 1
     folders = [place(build.profile, build.dataset) for place in (paths.tables_dir, paths.figures_dir)]
     files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
