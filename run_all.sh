@@ -130,7 +130,7 @@ elif [ ! -f "$VENV/.hamlet-stamp" ] || [ "$(cat "$VENV/.hamlet-stamp")" != "$(fi
 fi
 
 # ---- the work ----------------------------------------------------------------------------------------------------
-export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" PATH="$(dirname "$PYTHON"):$PATH" PYTHONUNBUFFERED=1
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" PATH="$(dirname "$PYTHON"):$PATH" PYTHONUNBUFFERED=1 PYTHONSAFEPATH=1 # not the hamlet that one stands in
 unset PYTHONDONTWRITEBYTECODE # some images set it; then every process would compile 4,000 modules, 12 s each
 case "$COMMAND" in test | lab | endurance | docs) [ -z "$DRY" ] || { echo "would run $COMMAND"; exit 0; } ;; esac
 case "$COMMAND" in

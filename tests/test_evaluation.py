@@ -24,6 +24,7 @@ def test_embedding_does_not_depend_on_batch_size_and_keeps_the_mode(model, toy_d
     assert model.training
     model.eval()
     np.testing.assert_allclose(whole, evaluation.embed(model, images, 64, batch_size=3), atol=1e-5)
+    assert not model.training
     np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, atol=1e-5)
 
 

@@ -155,6 +155,8 @@ def test_margin_and_scale_reach_the_loss():
         values[margin, scale] = loss(rows, labels).item()
     expected = {key: np.log1p(2 * np.exp(-key[1] * (1 - key[0]))) for key in values}
     assert values == pytest.approx(expected, rel=1e-3, abs=1e-7)
+    anchors = training.build_loss("proxy_anchor", 3, 8, 0.3, 7.0)
+    assert (anchors.margin, anchors.alpha) == (0.3, 7.0)
 
 
 def test_unknown_loss_and_absent_device_are_named():
@@ -285,6 +287,9 @@ def test_frozen_levels_keep_weights_and_the_backbone_its_statistics(
 
 
 def test_the_backbone_ends_between_its_initial_and_its_trained_weights(toy_data, settings, tmp_path):
+    mixed_labels = np.random.default_rng(0).permutation(toy_data.validation.labels)
+    hard = replace(toy_data.validation, labels=mixed_labels)  # so that a mAP tells two models apart
+    toy_data = replace(toy_data, splits=toy_data.splits | {"validation": hard})
     initial = build().backbone.state_dict()
     whole, _ = fit(toy_data, settings, tmp_path / "a")
     mixed, trained = fit(toy_data, settings | {"backbone_share": 0.75}, tmp_path / "b")
@@ -311,6 +316,8 @@ def test_few_classes_fill_the_batch_and_the_record_says_so(toy_data, settings, t
     assert {len(labels) for (_, labels, _), _ in seen} == {16}
     _, trained = fit(toy_data, settings, tmp_path / "b")
     assert (trained.batch_size, trained.images_per_class) == (16, 4)
+    _, trained = fit(toy_data, settings | {"images_per_class": 8}, tmp_path / "c")
+    assert trained.images_per_class == 8
     with pytest.raises(ValueError, match="at least two"):
         training.fill_batch(32, 1, 1)
 

@@ -249,6 +249,14 @@ def test_a_profile_for_cards_says_where_there_is_none(project):
     assert told not in run_all(project, "smoke", "--dry-run").stdout
 
 
+def test_the_code_is_that_beside_the_script_whatever_folder_one_stands_in(project, tmp_path):
+    (tmp_path / "hamlet").mkdir()
+    (tmp_path / "hamlet" / "__init__.py").write_text("raise SystemExit('another checkout')")
+    done = run_all(project, "smoke", *TWO, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert result(project, "gem_resnet18").exists()
+
+
 def test_a_dry_run_changes_nothing(project):
     before = run_all(project, "smoke", "--dry-run", CONDA_PREFIX="")
     assert before.returncode == 0 and "would set up" in before.stdout
