@@ -3,14 +3,18 @@ import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
+import torch
 
 from hamlet import paths
-from hamlet.artifact import results, run
+from hamlet.artifact import profiles, results, run
 from hamlet.artifact.profiles import Run
+from hamlet.distillation import LSA_DIM
 from hamlet.errors import HamletError
 
-SMOKE = Run("smoke", "scenes", "gem_resnet18", "default", 0)
+SMOKE_NAMES = ("smoke", "scenes", "gem_resnet18", "default")
+SMOKE = Run(*SMOKE_NAMES, 0)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +55,15 @@ def test_result_is_whole_and_says_where_it_came_from(made, monkeypatch):
     } <= set(origin)
     assert {"default", "seen", "validation", "hierarchical", "equal_bytes"} <= set(record["metrics"])
     assert record["untrained"]["default"]["queries"] == record["metrics"]["default"]["queries"] > 0
+    assert record["untrained"]["default"]["mAP"] != record["metrics"]["default"]["mAP"]
+    assert set(record["files"]) == {
+        "per_query.parquet",
+        "neighbours.parquet",
+        "curves.csv",
+        "thumbnails.webp",
+    }
+    curves = pd.read_csv(SMOKE.folder / "curves.csv")
+    assert record["training"]["final_loss"] == pytest.approx(curves["loss"].iloc[-1])
     assert (SMOKE.folder / "executed.ipynb").is_file()
     assert not list(SMOKE.folder.parent.glob(".*.partial"))
     assert not list(SMOKE.folder.glob(".*"))
@@ -115,3 +128,25 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path, monkeypatch):
 def test_unknown_notebook_lists_those_there_are(tmp_path):
     with pytest.raises(ValueError, match="01_train_evaluate"):
         run.execute("99_none", tmp_path / "x.ipynb", {})
+
+
+def test_a_runs_model_follows_its_seed_and_has_the_layers_of_its_text_terms():
+    settings = profiles.parameters(SMOKE)
+
+    def made(seed: int = 0, **changes):
+        return run.build_model(Run(*SMOKE_NAMES, seed), settings | changes)
+
+    first, again, other = (next(made(seed).backbone.parameters()) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    plain, aligned, worded = made(), made(text_alignment=1.0), made(text_proxies=1.0)
+    assert plain.text_tower is None and plain.text_projection is None
+    assert aligned.text_projection is not None and aligned.text_tower is None
+    assert worded.text_tower is not None and worded.text_projection is None
+    both = made(text_proxies=1.0, text_alignment=1.0, text_teacher="lsa")
+    assert both.text_tower.in_features == both.text_projection.out_features == LSA_DIM
+
+
+def test_what_is_set_at_the_command_line_reaches_the_run(tmp_path):
+    job = run.open_job(*SMOKE_NAMES, output=str(tmp_path), overrides={"epochs": 7, "margin": 1})
+    assert job.settings == profiles.parameters(SMOKE) | {"epochs": 7, "margin": 1.0}
+    assert job.folder == tmp_path
