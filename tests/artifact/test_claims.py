@@ -58,7 +58,8 @@ def write_run(root, run, level, seed, *, queries=QUERIES, **columns):
     }
     content = {"schema": 1, "run": name | {"seed": seed}, "files": {"per_query.parquet": digest}}
     content["metrics"] = {"default": dict.fromkeys(report.ACCURACY, level)}
-    stored.seal(content | {"provenance": stored.PROVENANCE}, folder / "result.json")
+    content |= {"parameters": stored.PARAMETERS, "provenance": stored.PROVENANCE}
+    stored.seal(content, folder / "result.json")
 
 
 def write_efficiency(root, once=(), none=()):
@@ -77,7 +78,8 @@ def write_efficiency(root, once=(), none=()):
         models[run] |= {"memory_mb": None if run in none else latency * 7, "parameters": int(latency * 1e6)}
         if run not in once:
             models[run] |= {"memory_mb_q25": latency * 6.95, "memory_mb_q75": latency * 7.02}
-    stored.seal({"schema": 1, "models": models}, root / "efficiency" / "result.json")
+    content = {"schema": 1, "models": models, "parameters": {}, "provenance": stored.PROVENANCE}
+    stored.seal(content, root / "efficiency" / "result.json")
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from hamlet import paths
-from hamlet.artifact import profiles as workflow
 from hamlet.artifact import run
 from hamlet.artifact.profiles import Run
+from hamlet.artifact.results import check_result
 
 SMOKE = Run("smoke", "scenes", "gem_resnet18", "default", 0)
 
@@ -35,12 +35,12 @@ def made(tmp_path_factory):
 
 def test_result_is_whole_and_says_where_it_came_from(made, monkeypatch):
     monkeypatch.setenv("HAMLET_OUTPUT", str(made))
-    assert workflow.check_result(SMOKE) is None
+    assert check_result(SMOKE) == ("sound", "")
     record = json.loads((SMOKE.folder / "result.json").read_text())
     origin = record["provenance"]
     assert origin["commit"] is None
     assert origin["threads"] == 1
-    assert origin["initial_weights"] == "from scratch"
+    assert origin["initial_weights"]["source"] == "random"
     assert {
         "dataset_hash",
         "lock_sha256",
@@ -66,7 +66,7 @@ def test_a_stored_result_is_not_made_again_and_an_altered_one_is_refused(made, m
     record = json.loads(kept)
     record["metrics"]["default"]["mAP"] = 0.99
     path.write_text(json.dumps(record))
-    with pytest.raises(SystemExit, match="may not be used"):
+    with pytest.raises(ValueError, match="may not be used"):
         run.make(SMOKE)
     path.write_text(kept)
 
@@ -75,7 +75,7 @@ def test_a_notebook_without_a_result_is_a_failure(tmp_path, monkeypatch):
     monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
     monkeypatch.setattr(run, "execute", lambda *a, **k: None)
     monkeypatch.setattr(run.os, "environ", dict(os.environ))
-    with pytest.raises(SystemExit, match="without a result"):
+    with pytest.raises(ValueError, match="without a result"):
         run.make(SMOKE)
     assert not SMOKE.folder.exists()
 
@@ -84,8 +84,8 @@ def test_a_notebook_without_a_result_is_a_failure(tmp_path, monkeypatch):
     ("changes", "message"),
     [
         ({"model": "gem_resnet19"}, "it has hamlet_resnet18"),
-        ({"profile": "fast"}, "valid: paper, quick, smoke"),
-        ({"dataset": "foo"}, "unknown data set 'foo'; valid: scenes, grocery"),
+        ({"profile": "fast"}, "valid: ablation, paper, pretrained, quick, smoke"),
+        ({"dataset": "foo"}, "unknown data set 'foo'; valid: .*grocery, .*scenes"),
         ({"seed": -1}, "seed must be"),
         ({"overrides": {"learning_rte": 1e-3}}, "learning_rate"),
         ({"overrides": {"learning_rate": "1e-3"}}, "must be float"),
@@ -107,7 +107,7 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "execute", lambda *a, **k: pytest.fail("the notebook must not run"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
-    with pytest.raises(SystemExit, match="other files"):
+    with pytest.raises(ValueError, match="other files"):
         run.make(SMOKE, output=str(tmp_path / "mine"))
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
