@@ -14,8 +14,6 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from hamlet import paths
-from hamlet.artifact import profiles as workflow
-from hamlet.data import list_datasets
 
 SUPPORTED = ("3.11", "3.12", "3.13")
 PLATFORMS = (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"))
@@ -121,11 +119,6 @@ def test_the_supported_pythons_are_the_ones_that_run_all_looks_for(project):
     script = (paths.ROOT / "run_all.sh").read_text()
     assert all(f"python{version}" in script for version in SUPPORTED)
     assert "(3, 11) <= sys.version_info < (3, 14)" in script
-
-
-def test_run_all_knows_the_data_sets_of_the_package():
-    listed = re.search(r'^DATASETS="(.*)"$', (paths.ROOT / "run_all.sh").read_text(), re.M)[1]
-    assert sorted(listed.split()) == sorted(list_datasets()) == sorted(workflow.DATASETS)
 
 
 def test_the_scripts_are_executable_and_parse():

@@ -4,6 +4,7 @@ A result answers where its parameters, the content of its data set, the versions
 and the code that made it (hamlet.artifact.code) are those of now. One that does not is "stale": whole, and labelled.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -128,8 +129,11 @@ def stored_runs(profile: str, dataset: str) -> list[Run]:
         if seed := re.fullmatch(r"seed(\d+)", path.parts[-2]):
             found.add(Run(profile, dataset, model, variant or "default", int(seed[1])))
     if profile in profiles.profile_names() and "extends" in profiles.load_profile(profile):
-        asked = profiles.expand(profile, dataset)
-        found |= {run for run in asked if run.profile != profile and (run.folder / "result.json").is_file()}
+        with contextlib.suppress(HamletError):  # a data set that nobody knows any more has no shared runs
+            asked = profiles.expand(profile, dataset)
+            found |= {
+                run for run in asked if run.profile != profile and (run.folder / "result.json").is_file()
+            }
     return sorted(found)
 
 
