@@ -57,7 +57,8 @@ def store_run(
     queries = pd.DataFrame({"protocol": "default", "query": range(30), "path": "x", "label": 0})
     for metric, value in values.items():
         queries["AP" if metric == "mAP" else metric] = np.clip(value + 0.1 * rng.standard_normal(30), 0, 1)
-    pd.concat([queries, queries.assign(protocol="seen")]).to_parquet(folder / "per_query.parquet")
+    halved = {name: queries[name] / 2 for name in ("AP", "P@1", "P@5", "P@10")}
+    pd.concat([queries, queries.assign(protocol="seen", **halved)]).to_parquet(folder / "per_query.parquet")
     epochs = np.arange(1, 6)
     curves = {"epoch": epochs, "step": 10 * epochs, "metric_loss": 5 / epochs + 1 - level}
     curves |= {"validation_mAP": level * (1 - np.exp(-epochs / 2)), "seconds": epochs}

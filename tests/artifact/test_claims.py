@@ -12,7 +12,7 @@ from hamlet import paths
 from hamlet.artifact import claims
 from hamlet.artifact import results as report
 from hamlet.artifact.paper import Paper
-from hamlet.statistics import Interval
+from hamlet.statistics import Interval, holm
 
 QUERIES, CLASSES = 200, 20
 # true levels in the report's order: HAMLET first, SPARSE second, and SpCa last; the control beats HAMLET_MobileNetV3
@@ -132,6 +132,12 @@ def test_every_claim_has_a_row_and_one_of_the_five_verdicts(table):
     words = {"reproduced", "direction only", "not reproduced", "contradicted", "not testable here"}
     assert set(table["verdict"]) <= words
     assert ((table["verdict"] == "not testable here") == (table["reason"] != "")).all()
+
+
+def test_p_values_are_corrected_over_the_claims_that_were_measured(table):
+    for end in ("", "_classes"):
+        np.testing.assert_allclose(table[f"p_holm{end}"], holm(table[f"p{end}"]), rtol=1e-6)
+        assert (table[f"p_holm{end}"] > 1.5 * table[f"p{end}"]).any()
 
 
 def test_known_answers(table):

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -82,6 +83,19 @@ def test_a_stored_result_is_not_made_again_and_an_altered_one_is_refused(made, m
     with pytest.raises(HamletError, match="may not be used"):
         run.make(SMOKE)
     path.write_text(kept)
+
+
+def test_a_result_of_other_settings_is_set_aside_unless_it_is_to_be_kept(made, tmp_path, monkeypatch):
+    def reached(*_):
+        raise HamletError("trains")
+
+    monkeypatch.setattr(run, "execute", reached)
+    source, target = made / "results/smoke/scenes/gem_resnet18/seed0", tmp_path / "mine"
+    shutil.copytree(source, target)
+    assert run.make(SMOKE, overrides={"epochs": 2}, output=str(target), keep=True) == target
+    with pytest.raises(HamletError, match="trains"):
+        run.make(SMOKE, overrides={"epochs": 2}, output=str(target))
+    assert (tmp_path / "mine.previous-1" / "result.json").is_file()
 
 
 def test_a_notebook_without_a_result_is_a_failure(tmp_path, monkeypatch):
