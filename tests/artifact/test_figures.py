@@ -110,6 +110,7 @@ def test_bytes_do_not_depend_on_the_process(tmp_path, profile):
     data.to_csv(tmp_path / "data.csv", index=False)
     code = (
         "import sys, pandas as pd; from hamlet.artifact import figures; d = pd.read_csv(sys.argv[1]);"
+        f"figures.RESOLUTIONS = {figures.RESOLUTIONS};"
         "figures.save_figure(figures.tradeoff(d, chr(116)), sys.argv[2], d)"
     )
     environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": str(paths.ROOT)}
