@@ -24,7 +24,7 @@ def test_it_is_short_and_every_line_of_its_commands_is_covered():
 
 @pytest.mark.parametrize("command", RUN_ALL)
 def test_run_all_commands_are_understood(command, tmp_path):
-    pages.photos(tmp_path / "my-photos")
+    pages.photos(tmp_path / "my-photos", classes=8)
     (tmp_path / "my-photos" / "one.jpg").unlink()  # a data set has every photo in the folder of its class
     done = pages.run_all(command.replace("my-photos", str(tmp_path / "my-photos")), tmp_path)
     assert done.returncode == 0, done.stderr

@@ -260,7 +260,7 @@ def kind(dataset: str) -> str:
 def check_dataset(dataset: str) -> None:
     from hamlet.data import list_datasets  # here: a profile can be read without it
 
-    if kind(dataset) == dataset or not re.fullmatch(r"folder-\w+", dataset):
+    if kind(dataset) == dataset or not re.fullmatch(r"folder-\w+-[0-9a-f]{8}", dataset):
         one_of(dataset, list_datasets(), "data set")
 
 

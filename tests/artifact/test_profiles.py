@@ -239,5 +239,7 @@ def test_a_folder_of_photos_takes_the_settings_of_folder(profile):
     assert (
         workflow.parameters(Run(name, "folder-shoes-0a1b2c3d", "gem_resnet18", "default", 0))["epochs"] == 4
     )
+    slot = "folder-my_photos-0a1b2c3d"  # as the build names it: folder-<name>-<content>
+    assert {run.dataset for run in workflow.expand(name, slot)} == {slot}
     with pytest.raises(HamletError, match="unknown data set"):
         workflow.expand(name, "folder-../x")
