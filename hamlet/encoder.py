@@ -92,7 +92,7 @@ class Encoder:
         images = list(images)
         decoded, rows = decode_many(images, self.image_size), []
         with tqdm(total=len(images), desc="encode", unit="image", disable=None if progress else True) as bar:
-            while batch := list(islice(decoded, batch_size)):
+            while batch := list(islice(decoded, min(batch_size, len(images)))):
                 if broken := next((b for b in batch if isinstance(b, ImageError)), None):
                     raise broken
                 pixels = torch.from_numpy(np.stack(batch)).to(self.device).permute(0, 3, 1, 2)

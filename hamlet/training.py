@@ -236,8 +236,10 @@ class Trainer:
         self.bf16 = uses_bf16(settings["precision"], self.device)
         # without captions the text layers take no part in the loss
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-        how = {"cpu": self.device.type == "cpu", "mixed_precision": "bf16" if self.bf16 else "no"}
-        self.accelerator = Accelerator(**how, rng_types=[], kwargs_handlers=[unused])
+        # precision is torch's own autocast below: accelerate lets a process choose it only once
+        self.accelerator = Accelerator(
+            cpu=self.device.type == "cpu", mixed_precision="no", rng_types=[], kwargs_handlers=[unused]
+        )
         images = TrainingImages(data.train, settings)
         batch, classes = settings["batch_size"], len(images.classes)
         self.per_class = fill_batch(batch, settings["images_per_class"], classes)
@@ -322,7 +324,7 @@ class Trainer:
             layer.eval()
         sums: dict[str, float] = {}
         for index, batch in enumerate(self.loader):
-            with self.accelerator.autocast():
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 terms = self.objective(self.model, self.raw, batch)
             step = epoch * self.steps + index
             if not math.isfinite(terms["loss"].item()):
