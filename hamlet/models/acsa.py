@@ -83,7 +83,7 @@ class CrossScaleAttention(nn.Module):
         self.exchange = exchange
         self.qkv = LevelLinear(levels, width, 3 * width)
         self.out = LevelLinear(levels, width, width)
-        self.gate = LevelLinear(levels, width, levels, gain=0.5) if gate and exchange else None
+        self.gate = LevelLinear(levels, width, levels, gain=0.5) if gate and exchange and levels > 1 else None
 
     def forward(self, x: Tensor, kept: Kept) -> tuple[Tensor, Tensor | None]:
         """x (L, B, n, d) -> the update (L, B, n, d) and the gate (B, L, L), whose rows sum to one."""

@@ -19,7 +19,6 @@ from hamlet.models.acsa import Block, Kept, LevelLinear, TokenKeeper, compact
 from hamlet.models.base import Range, RetrievalModel, register
 from hamlet.models.layers import GeM, descriptor_head
 
-LEVELS = 4
 SUBCELLS = (4, 4, 2, 1)  # sub-cells per side of a token's cell in C2..C5
 
 
@@ -40,6 +39,7 @@ class HAMLET(RetrievalModel):
             would use up the same parameters at twice the arithmetic per token.
         keep_ratio: share of cells kept on average over a training batch; 1.0 drops nothing, without a predictor.
         ratio_weight: weight of the ratio loss ``(mean mask - keep_ratio)^2`` over the whole batch.
+        levels: how many of the maps C2..C5 make tokens, from C5 down; 1 is C5 alone, without local features.
         exchange: False cuts the attention between levels; gate: False leaves all levels equally weighted.
         layer_scale: initial scale of each block's updates.
         embedding_dim: size of the descriptor.
@@ -60,6 +60,7 @@ class HAMLET(RetrievalModel):
         grid: int = 6,
         keep_ratio: Annotated[float, Range(0.01, 1)] = 0.7,
         ratio_weight: float = 10.0,
+        levels: Annotated[int, Range(1, 4)] = 4,
         exchange: bool = True,
         gate: bool = True,
         layer_scale: float = 0.1,
@@ -69,22 +70,22 @@ class HAMLET(RetrievalModel):
         if width % heads:
             raise HamletError(f"hamlet: width={width}, expected a multiple of heads={heads}")
         self.static_tokens = False
-        channels = self.backbone.channels
+        channels = self.backbone.channels[-levels:]
         # one average over a cell of C2..C4 would lose its layout, so that the lateral sees its sub-cells
-        sides = zip(channels, SUBCELLS, strict=True)
+        sides = zip(channels, SUBCELLS[-levels:], strict=True)
         self.laterals = nn.ModuleList(nn.Linear(c * s * s, width) for c, s in sides)
         self.position = nn.Linear(16, width)
-        self.level = nn.Parameter(torch.randn(LEVELS, width) * 0.02)
-        self.keeper = TokenKeeper(LEVELS, width) if keep_ratio < 1 else None
+        self.level = nn.Parameter(torch.randn(levels, width) * 0.02)
+        self.keeper = TokenKeeper(levels, width) if keep_ratio < 1 else None
         self.blocks = nn.ModuleList(
-            Block(LEVELS, width, heads, round(expansion * width), layer_scale, exchange=exchange, gate=gate)
+            Block(levels, width, heads, round(expansion * width), layer_scale, exchange=exchange, gate=gate)
             for _ in range(depth)
         )
         self.to_c5 = nn.Linear(width, channels[-1])
         self.pool = GeM()
-        self.local = LevelLinear(LEVELS - 1, width, 1)
+        self.local = LevelLinear(levels - 1, width, 1)
         self.head = nn.Sequential(
-            nn.Linear(channels[-1] + (LEVELS - 1) * width, head_width),
+            nn.Linear(channels[-1] + (levels - 1) * width, head_width),
             nn.GELU(),
             descriptor_head(head_width, embedding_dim),
         )
@@ -100,7 +101,7 @@ class HAMLET(RetrievalModel):
     def inspect(self, images: Tensor) -> dict[str, Tensor]:
         """What the images made the model do, in evaluation mode.
 
-        Images (B, 3, H, W) -> ``gates`` (B, depth, 4, 4): weight that a level's queries (row) give to each
+        Images (B, 3, H, W) -> ``gates`` (B, depth, levels, levels): weight that a level's queries (row) give to each
         level (column), rows sum to one, absent without gate; ``keep`` (B, rows, columns) bool: computed cells.
         """
         training = self.training
@@ -141,9 +142,9 @@ class HAMLET(RetrievalModel):
 
     def _tokens(self, maps: list[Tensor], grid: tuple[int, int]) -> Tensor:
         """Maps C2..C5 -> normalised tokens (4, B, cells, width)."""
-        rows, columns = grid
+        levels, (rows, columns) = len(self.laterals), grid
         tokens = []
-        for lateral, x, s in zip(self.laterals, maps, SUBCELLS, strict=True):
+        for lateral, x, s in zip(self.laterals, maps[-levels:], SUBCELLS[-levels:], strict=True):
             x = (
                 F.adaptive_avg_pool2d(x, (rows * s, columns * s))
                 .unflatten(3, (columns, s))

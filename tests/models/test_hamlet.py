@@ -116,6 +116,19 @@ def test_cutting_the_exchange_or_the_gate_changes_the_output(easy, hard):
             assert (other(images) - model(images)).abs().max() > 1e-5
 
 
+@pytest.mark.parametrize("levels", [1, 2, 4])
+def test_only_the_named_levels_reach_the_descriptor(levels, hard):
+    model = small(levels=levels)
+    maps = model.backbone(hard)
+    with torch.no_grad():
+        before = model.embed(maps)[0]
+        for i in range(4):
+            other = [m + torch.randn_like(m) if i == j else m for j, m in enumerate(maps)]
+            changed = (model.embed(other)[0] - before).abs().max() > 1e-5
+            # C4's shape sets the grid at every number of levels; its values count only where it is one of them
+            assert changed == (i >= 4 - levels)
+
+
 def test_gate_reacts_to_the_input(evaluated, easy, hard):
     gates = evaluated("hamlet_resnet18").inspect(torch.cat([easy, hard]))["gates"]
     assert gates.shape == (2, 2, 4, 4)
@@ -130,7 +143,9 @@ def test_inspect_leaves_the_mode_as_it_was(easy):
     assert model.training and model.backbone.training and model.keeper.training
 
 
-@pytest.mark.parametrize("options", [{"exchange": False}, {"gate": False}, {"keep_ratio": 1.0}, {"depth": 3}])
+@pytest.mark.parametrize(
+    "options", [{"exchange": False}, {"gate": False}, {"keep_ratio": 1.0}, {"depth": 3}, {"levels": 1}]
+)
 def test_every_parameter_of_a_variant_learns_from_the_first_step(options, images):
     model = small(**options).train()
     out, losses = model(images, auxiliary=True)
