@@ -456,14 +456,14 @@ def ablation(data: pd.DataFrame, title: str) -> Figure:
 
 
 def captions_quality(data: pd.DataFrame, title: str) -> Figure:
-    """Bars of mAP by kind of text, from `tables.records_table`'s rows with "What" and mAP."""
+    """Bars of mAP by kind of text, from `tables.text_table`."""
     values = pd.to_numeric(data["mAP"], errors="coerce")
-    told = ", ".join(f"{what} {value:.3f}" for what, value in zip(data["What"], values, strict=True))
+    told = ", ".join(f"{what} {value:.3f}" for what, value in zip(data["Text"], values, strict=True))
     figure, axes = new_figure(
         1, 1, (9, 0.35 * len(data) + 1.4), f"{title}. mAP: {told or 'nothing measured yet'}."
     )
     axes[0, 0].barh(range(len(data)), values, color="#0072B2", edgecolor="black", lw=0.6)
-    axes[0, 0].set_yticks(range(len(data)), data["What"])
+    axes[0, 0].set_yticks(range(len(data)), data["Text"])
     axes[0, 0].invert_yaxis()
     axes[0, 0].set_xlabel("mAP" if len(data) else "mAP: nothing measured yet")
     figure.suptitle(title)

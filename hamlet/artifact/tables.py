@@ -5,9 +5,8 @@ printed cells to the decimals of their column, so that no file depends on a proc
 frame of strings, exactly as `write_table` writes it; an empty string is a value that no run produced.
 """
 
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -318,27 +317,30 @@ def tradeoff_table(data: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def records_table(files: Iterable[Path]) -> pd.DataFrame:
-    """A row for each set of metrics in JSON ``files`` (cross-modal results, caption qualities): "What" joins the keys
-    that lead to it, then R@k, median rank, mAP and whatever else of numbers it holds."""
+def words_table(results: pd.DataFrame) -> pd.DataFrame:
+    """Table 4: search by words of every run that was trained with a text tower, a row for each protocol and direction,
+    means over seeds; "ceiling" searches captions by captions in the teacher's own space."""
     rows = [
-        {"What": ", ".join(path).replace("_", " ") or file.stem, **values}
-        for file in files
-        for path, values in _metrics(json.loads(Path(file).read_text(encoding="utf-8")), [])
+        {"Model": row.label, "Protocol": protocol, "Direction": direction.replace("_", " "), **metrics}
+        for row in results.itertuples()
+        for protocol, directions in row.result.get("words", {}).items()
+        for direction, metrics in directions.items()
     ]
-    table = pd.DataFrame(rows, columns=None if rows else ["What", "mAP"])
-    whole = {"queries", "median_rank", "classes", "seed", "seeds"}
-    cells = {name: fixed(table[name].astype(float), 0 if name in whole else 4) for name in table.columns[1:]}
-    return table[["What"]].assign(**cells).rename(columns=lambda name: name.replace("_", " "))
+    keys = ["Model", "Protocol", "Direction"]
+    if not rows:
+        return pd.DataFrame(columns=[*keys, "R@1", "R@5", "R@10", "mAP"])
+    means = rounded(pd.DataFrame(rows).groupby(keys, sort=False).mean().reset_index())
+    names = [name for k in (1, 5, 10) for name in (f"R@{k}", f"chance_R@{k}")] + ["mAP", "chance_mAP"]
+    cells = {name.replace("chance_", "chance "): fixed(means[name], 4) for name in names}
+    cells |= {"Median rank": fixed(means["median_rank"], 1), "Queries": fixed(means["queries"], 0)}
+    return means[keys].assign(**cells)
 
 
-def _metrics(record: dict, path: list[str]) -> Iterator[tuple[list[str], dict[str, float]]]:
-    if "mAP" in record:
-        yield (
-            path,
-            {k: v for k, v in record.items() if isinstance(v, int | float) and not isinstance(v, bool)},
-        )
-        return
-    for key, value in record.items():
-        if isinstance(value, dict) and key not in ("provenance", "parameters"):
-            yield from _metrics(value, [*path, key])
+def text_table(results: pd.DataFrame) -> pd.DataFrame:
+    """HAMLET's accuracy by the text that it was trained with, means over seeds; the first row is the profile's own."""
+    kept = results[results["model"].str.startswith("hamlet")]
+    measured = kept.assign(Text=kept["variant"].str.replace("_", " ")).groupby("Text")[ACCURACY].mean()
+    order = ["default", *sorted(set(measured.index) - {"default"})]
+    measured = rounded(measured.reindex([name for name in order if name in measured.index]))
+    cells = {metric: fixed(measured[metric], 4) for metric in ACCURACY}
+    return pd.DataFrame({"Text": measured.index, **cells}).reset_index(drop=True)

@@ -52,7 +52,7 @@ def drawn(name, profile):
         "ablation": (figures.ablation, lambda: compared(results)),
         "captions_quality": (
             figures.captions_quality,
-            lambda: pd.DataFrame({"What": ["word"], "mAP": ["0.5"]}),
+            lambda: pd.DataFrame({"Text": ["word"], "mAP": ["0.5"]}),
         ),
         "retrieval_gallery": (
             lambda rows, title: pictures.retrieval_gallery(rows, images, title),

@@ -1,6 +1,5 @@
 """Tables against hand-computed cells."""
 
-import json
 import math
 
 import numpy as np
@@ -189,24 +188,44 @@ def test_the_reports_methods_on_another_backbone_are_its_rows(root):
     assert set(compared["Reported"]) == {""} and set(compared["Difference"]) == {""}
 
 
-def test_metrics_are_found_wherever_a_record_holds_them(tmp_path):
-    record = {
-        "text_to_image": {"seen": {"R@1": 0.5, "median_rank": 2.0, "mAP": 0.25, "queries": 40}},
-        "chance": {"mAP": 0.1},
-    }
-    (tmp_path / "a.json").write_text(json.dumps(record | {"provenance": {"mAP": 9}}))
-    table = tables.records_table([tmp_path / "a.json"])
-    assert table.to_dict("records") == [
-        {
-            "What": "text to image, seen",
-            "R@1": "0.5000",
-            "median rank": "2",
-            "mAP": "0.2500",
-            "queries": "40",
-        },
-        {"What": "chance", "R@1": "", "median rank": "", "mAP": "0.1000", "queries": ""},
+def test_search_by_words_is_read_from_each_run_and_averaged_over_seeds():
+    names = [
+        "R@1",
+        "R@5",
+        "R@10",
+        "chance_R@1",
+        "chance_R@5",
+        "chance_R@10",
+        "mAP",
+        "chance_mAP",
+        "median_rank",
     ]
-    assert tables.records_table([]).empty
+
+    def record(level):
+        found = dict.fromkeys(names, level) | {"queries": 40, "median_rank": 10 * level}
+        return {"words": {"default": {"text_to_image": found, "ceiling": found | {"mAP": 1.0}}}}
+
+    rows = {"model": "hamlet_a", "label": "HAMLET", "variant": "default", "mAP": 0.5}
+    results = pd.DataFrame([rows | {"result": record(level)} for level in (0.2, 0.4)])
+    table = tables.words_table(results)
+    assert list(table["Direction"]) == ["text to image", "ceiling"]
+    assert list(table["mAP"]) == ["0.3000", "1.0000"] and list(table["Median rank"]) == ["3.0", "3.0"]
+    assert list(table["chance R@5"]) == ["0.3000", "0.3000"] and list(table["Queries"]) == ["40", "40"]
+    assert tables.words_table(results.assign(result=[{}, {}])).empty
+
+
+def test_kinds_of_text_are_compared_on_hamlet_alone():
+    rows = [
+        ("hamlet_a", "shuffled", 0.2),
+        ("hamlet_a", "default", 0.5),
+        ("hamlet_a", "default", 0.7),
+        ("gem_a", "default", 0.9),
+    ]
+    results = pd.DataFrame(rows, columns=["model", "variant", "mAP"]).assign(
+        **{"P@1": 0.1, "P@5": 0.1, "P@10": 0.1}
+    )
+    table = tables.text_table(results)
+    assert list(table["Text"]) == ["default", "shuffled"] and list(table["mAP"]) == ["0.6000", "0.2000"]
 
 
 def test_a_table_for_a_notebook_wraps_and_reads_no_formula():
