@@ -5,7 +5,7 @@ set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)"
 VENV="$ROOT/.venv" LOCK="$ROOT/requirements.lock" NEEDED_GB=9 # with CUDA libraries it takes 7.1 GB
-COMMANDS="quick smoke pretrained ablation paper all test lab endurance docs"
+COMMANDS="quick smoke pretrained ablation captions paper all test lab endurance docs"
 
 die() { printf '%s\n' "$@" >&2; exit 2; }  # asked wrongly
 fail() { printf '%s\n' "$@" >&2; exit 1; } # asked well, could not be done

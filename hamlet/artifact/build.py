@@ -109,13 +109,21 @@ class Build:
         self.loaded = profiles.load_profile(self.profile)
         self.runs = profiles.expand(self.profile, self.dataset, options.models, options.seeds)
         self.base = paths.results_dir(self.profile, self.dataset)
+        own = {run.run_name for run in self.runs if run.profile == self.profile}
+        self.over = (
+            own if options.fresh else set()
+        )  # configurations that --fresh makes again, all their seeds
         self.keep = options.keep or (KEEP.is_file() and not options.retrain)
         self.verify(None)
 
     def verify(self, data_hash: str | None) -> None:
         """Sort the runs asked for and whatever else is stored, which the tables hold too."""
         stored = results.stored_runs(self.profile, self.dataset)
-        states = {run: results.check_result(run, data_hash) for run in dict.fromkeys([*self.runs, *stored])}
+        states = {
+            run: results.check_result(run, data_hash)
+            for run in dict.fromkeys([*self.runs, *stored])
+            if run.profile != self.profile or run.run_name not in self.over
+        }
         self.broken = {run: why for run, (state, why) in states.items() if state == "broken"}
         self.stale = {run: why for run, (state, why) in states.items() if state == "stale"}
         self.kept = [
@@ -203,9 +211,8 @@ class Build:
 
     def start_over(self) -> None:
         """--fresh: the chosen configurations' folders go aside, whole; an extended profile's stay."""
-        for run in self.runs:
-            if run.profile == self.profile:
-                self.set_aside(run.folder.parent, "previous")
+        for name in sorted(self.over):
+            self.set_aside(self.base / name, "previous")
         self.verify(None)
 
     def clear(self) -> None:
@@ -386,7 +393,7 @@ def run(options: argparse.Namespace) -> int:
     jobs = options.jobs or default_jobs(options.profile)
     if options.dry_run:
         if options.fresh:
-            print("--fresh: all results below would be set aside first and made again")
+            print(f"--fresh: what is stored of {', '.join(sorted(build.over))} would be set aside first")
         build.verify(build.data_hash() if build.kept else None)
         build.announce(jobs)
         return 0

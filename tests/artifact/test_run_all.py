@@ -300,6 +300,8 @@ def test_what_is_there_stays_and_what_was_tampered_with_is_made_again(project):
     assert plain.read_text() == made and table.read_text() == content
 
     shutil.rmtree(text.parent.parent)
+    planned = run_all(project, "smoke", "--models", "gem_resnet18", "--fresh", "--dry-run").stdout
+    assert "gem_resnet18 would be set aside first" in planned and "to make             1," in planned
     fresh = run_all(project, "smoke", "--models", "gem_resnet18", "--fresh")
     assert fresh.returncode == 0
     assert (aside / "gem_resnet18.previous-1" / "seed0" / "result.json").read_text() == made
