@@ -282,7 +282,8 @@ class Index:
         old = {path: state for path, (_, state) in self.items.items()}
         todo = [path for path, state in now.items() if old.get(path) != state]
         np.random.default_rng(0).shuffle(todo)  # ivfpq learns from the first, which must not be of one folder
-        self.remove(gone := old.keys() - now.keys())
+        hidden = tuple(f"{path}/" for path, why in left_out if why.startswith("unreadable folder"))
+        self.remove(gone := {path for path in old.keys() - now.keys() if not path.startswith(hidden)})
         saved, pause = time.monotonic(), CHECKPOINT
         for rows, names, broken in photos.describe(root, todo, encoder or self.encoder(), **options):
             self.remove([path for path in (*names, *(path for path, _ in broken)) if path in self.items])

@@ -61,6 +61,29 @@ def test_only_what_is_new_changed_or_gone_is_looked_at(photos, tmp_path):
     )
 
 
+def _update_as_nobody(index, found) -> None:
+    os.setgid(65534)
+    os.setuid(65534)
+    changes = index.update(Colours(), progress=False)
+    found.put((sorted(index.items), changes.gone, changes.left_out))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become somebody who may not read")
+def test_photos_of_a_folder_that_cannot_be_read_stay_and_the_folder_is_named(photos, tmp_path):
+    index = Index.from_folder(photos, model=Colours(), progress=False)
+    for part in (photos, *photos.parents[:3]):
+        part.chmod(part.stat().st_mode | 0o055)
+    before = sorted(index.items)
+    (photos / "b" / os.path.basename(before[-1])).unlink()
+    (photos / "a").chmod(0)
+    context = multiprocessing.get_context("fork")
+    found = context.Queue()
+    worker = context.Process(target=_update_as_nobody, args=(index, found))
+    worker.start()
+    assert found.get(timeout=20) == (before[:-1], 1, [("a", "unreadable folder: Permission denied")])
+    worker.join(20)
+
+
 def test_a_photo_behind_a_link_that_was_replaced_is_described_anew(photos, tmp_path):
     old, new = photo(tmp_path / "old.png", 50), photo(tmp_path / "new.png", 51)
     for file in (old, new):
