@@ -383,7 +383,8 @@ def learning_curves(data: pd.DataFrame, title: str) -> Figure:
     last = data[data["epoch"] == data["epoch"].max()].groupby("model")["validation_mAP"].mean()
     told = f"{last.idxmax()} ends highest" if last.notna().any() else "validation was not recorded"
     alt = f"{title}. Lines of training loss and validation mAP over epochs for {len(models)} configurations; {told}."
-    figure, axes = new_figure(2 * blocks, across, (2.3 * across + 1, 3.5 * blocks + 0.6), alt, sharex=True)
+    size = (max(7.0, 2.3 * across + 1), 3.5 * blocks + 0.6)  # the legend needs seven inches
+    figure, axes = new_figure(2 * blocks, across, size, alt, sharex=True)
     for axis in axes.flat[:]:
         axis.set_visible(False)
     names = {"metric_loss": "training loss", "validation_mAP": "validation mAP"}
@@ -415,7 +416,7 @@ def learning_curves(data: pd.DataFrame, title: str) -> Figure:
             Line2D([], [], color="black", lw=0, marker="os^Dv"[seed % 5], ms=3, label=f"seed {seed}")
         )
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(handles), 3 * across), frameon=False
+        handles=handles, loc="outside lower center", ncols=min(len(handles), max(3, 3 * across)), frameon=False
     )
     figure.suptitle(title)
     return figure
