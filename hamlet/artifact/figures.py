@@ -416,7 +416,10 @@ def learning_curves(data: pd.DataFrame, title: str) -> Figure:
             Line2D([], [], color="black", lw=0, marker="os^Dv"[seed % 5], ms=3, label=f"seed {seed}")
         )
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(handles), max(3, 3 * across)), frameon=False
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(len(handles), max(3, 3 * across)),
+        frameon=False,
     )
     figure.suptitle(title)
     return figure

@@ -25,7 +25,7 @@ EFFICIENCY = {
     "Parameters (M)": "parameters_m",
 }
 COSTS = EFFICIENCY | {"Multiply-adds (G)": "macs_g", "Descriptor (bytes)": "descriptor_bytes"}
-FOREIGN = "The report names neither its data set nor its GPU, so a difference is no error of either side."
+OTHER_DATA = "The report names neither its data set nor its GPU, so a difference is no error of either side."
 SECTION_3_3 = [
     ("HAMLET_MobileNetV3", "HAMLET_ResNet18"),
     ("SPARSE_ResNet18", "HAMLET_ResNet18"),
@@ -78,14 +78,14 @@ def identity(run: str, label: str) -> dict:
     return {"run": run, "model": label, "group": group, "backbone": backbone_of(label)}
 
 
-def printed(kind: str, label: str, column: int) -> str:
+def reported_digits(kind: str, label: str, column: int) -> str:
     """The report's digits as printed, its columns taken in its order; "" for a row that it lacks."""
     table = reported(kind)
     return table.loc[label].iloc[column] if label in table.index else ""
 
 
 def _reported_value(kind: str, label: str, column: int) -> float:
-    return float(printed(kind, label, column) or "nan")
+    return float(reported_digits(kind, label, column) or "nan")
 
 
 def t_half_width(values: pd.Series) -> float:
@@ -230,7 +230,7 @@ def accuracy_vs_reported(summary: pd.DataFrame) -> pd.DataFrame:
     rows = _group(summary, "report")
     cells = zip(rows["model"], rows["metric"], strict=True)
     columns = {
-        "Reported": [printed("accuracy", model, ACCURACY.index(metric)) for model, metric in cells],
+        "Reported": [reported_digits("accuracy", model, ACCURACY.index(metric)) for model, metric in cells],
         "Measured mean": fixed(rows["mean"], 4),
         "± over seeds": fixed(rows["seed_half_width"], 4),
         "± over queries": fixed(rows["query_half_width"], 4),
@@ -245,7 +245,7 @@ def efficiency_vs_reported(summary: pd.DataFrame) -> pd.DataFrame:
     rows, tables = _group(summary, "report"), []
     for column, (name, key) in enumerate(EFFICIENCY.items()):
         cells = {"Model": rows["model"], "Quantity": name}
-        cells["Reported"] = [printed("efficiency", model, column) for model in rows["model"]]
+        cells["Reported"] = [reported_digits("efficiency", model, column) for model in rows["model"]]
         cells["Measured"] = fixed(rows[key], 2)
         cells["Quartiles over images"] = _quartiles(rows) if key == "latency_ms" else ""
         cells["Difference"] = fixed(rows[key] - rows[f"reported_{key}"], 2, "+")

@@ -175,7 +175,10 @@ def wait_until_gone(project: Path, seconds: float = 60) -> None:
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (["qick"], "unknown command 'qick'; valid: quick, smoke, pretrained, ablation, captions, paper, all, test"),
+        (
+            ["qick"],
+            "unknown command 'qick'; valid: quick, smoke, pretrained, ablation, captions, paper, all, test",
+        ),
         (["quick", "smoke"], "one command at a time"),
         (["test", "--fresh"], "test takes --jobs N and --dry-run alone"),
         (["quick", "--", "-x"], "arguments after -- are for test, lab, endurance and docs alone"),
