@@ -24,8 +24,8 @@ SUBCELLS = (4, 4, 2, 1)  # sub-cells per side of a token's cell in C2..C5
 
 @register(
     resnet18={},
-    mobilenetv3={"width": 192, "head_width": 2000},
-    efficientnetlite0={"width": 192, "head_width": 3100},
+    mobilenetv3={"width": 192, "head_width": 1772},
+    efficientnetlite0={"width": 192, "head_width": 2984},
 )
 class HAMLET(RetrievalModel):
     """Hierarchical adaptive embedding transformer; text supervises training alone.
@@ -35,7 +35,8 @@ class HAMLET(RetrievalModel):
         expansion: hidden channels of the feed-forward, in multiples of width.
         grid: largest number of token rows and columns; smaller images have C4's own grid. (C5's, at 64 px four
             cells in place of sixteen, reached little more than half the mAP on scenes' validation classes.)
-        head_width: hidden width of the two-layer perceptron that makes the descriptor. Feed-forwards of 9.5 widths
+        head_width: hidden width of the two-layer perceptron that makes the descriptor; its last layer sees GeM of C5
+            beside it, as in MACE and SpCa, since the layers before it start at random. Feed-forwards of 9.5 widths
             would use up the same parameters at twice the arithmetic per token.
         keep_ratio: share of cells kept on average over a training batch; 1.0 drops nothing, without a predictor.
         ratio_weight: weight of the ratio loss ``(mean mask - keep_ratio)^2`` over the whole batch.
@@ -64,7 +65,7 @@ class HAMLET(RetrievalModel):
         exchange: bool = True,
         gate: bool = True,
         layer_scale: float = 0.1,
-        head_width: int = 3700,
+        head_width: int = 3554,
         embedding_dim: int = 512,
     ) -> None:
         if width % heads:
@@ -82,13 +83,10 @@ class HAMLET(RetrievalModel):
             for _ in range(depth)
         )
         self.to_c5 = nn.Linear(width, channels[-1])
-        self.pool = GeM()
+        self.plain_pool, self.pool = GeM(), GeM()
         self.local = LevelLinear(levels - 1, width, 1)
-        self.head = nn.Sequential(
-            nn.Linear(channels[-1] + (levels - 1) * width, head_width),
-            nn.GELU(),
-            descriptor_head(head_width, embedding_dim),
-        )
+        self.perceptron = nn.Sequential(nn.Linear(channels[-1] + (levels - 1) * width, head_width), nn.GELU())
+        self.head = descriptor_head(head_width + channels[-1], embedding_dim)
         with torch.no_grad():  # starts close to plain GeM pooling of C5, yet with gradients for every block
             self.to_c5.weight.mul_(0.1)
             self.to_c5.bias.zero_()
@@ -138,6 +136,7 @@ class HAMLET(RetrievalModel):
         features = torch.cat(
             [self.pool(maps[-1] + F.adaptive_avg_pool2d(update, maps[-1].shape[2:])), self._local(x, kept)], 1
         )
+        features = torch.cat([self.plain_pool(maps[-1]), self.perceptron(features)], 1)
         return self.head(features), losses, gates, keep.detach().bool().unflatten(1, grid)
 
     def _tokens(self, maps: list[Tensor], grid: tuple[int, int]) -> Tensor:
