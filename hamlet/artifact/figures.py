@@ -319,6 +319,13 @@ def backbone_data(accuracy: pd.DataFrame, efficiency: pd.DataFrame) -> pd.DataFr
 def backbones(data: pd.DataFrame, title: str) -> Figure:
     """What changing ResNet18 for MobileNetV3 does to each method, from `backbone_data`: a line per method,
     labelled with the relative change; the report's own pairs dotted below."""
+    if data.empty:
+        told = "No method was run on both of the report's backbones."
+        figure, axes = new_figure(1, 1, (8, 1.4), f"{title}. {told}")
+        axes[0, 0].set_axis_off()
+        axes[0, 0].text(0.5, 0.5, told, ha="center", va="center", transform=axes[0, 0].transAxes)
+        figure.suptitle(title)
+        return figure
     quantities = list(dict.fromkeys(data["quantity"]))
     rows = list(dict.fromkeys(zip(data["source"], data["method"], strict=True)))
     rows.sort(key=lambda row: row[0])

@@ -377,3 +377,9 @@ def test_a_heavy_figure_is_written_at_a_lower_resolution(profile, tmp_path, monk
     monkeypatch.setattr(figures, "LIMIT", (tmp_path / "full.png").stat().st_size - 1)
     small = figures.save_figure(figure, tmp_path / "small", data)[1]
     assert Image.open(small).width < full and small.stat().st_size < figures.LIMIT
+
+
+def test_backbones_says_so_where_no_method_has_both():
+    columns = ["method", "source", "quantity", *figures.REPORTED_BACKBONES]
+    figure = figures.backbones(pd.DataFrame(columns=columns), "profile pretrained")
+    assert "No method was run on both" in figure.axes[0].texts[0].get_text()
