@@ -62,8 +62,10 @@ def backbone_of(label: str) -> str:
 
 
 def foreign_backbone(runs: Iterable[str]) -> str | None:
-    """The backbone of a profile that trains the report's methods on none of the report's backbones, else None."""
-    found = [backbone_of(label(run)) for run in runs if run.startswith("hamlet_")]
+    """The backbone of a profile whose HAMLET (whose runs, where it has none) has none of the report's, else None."""
+    runs = list(runs)
+    deciding = [run for run in runs if run.startswith("hamlet_")] or runs
+    found = [name for run in deciding if (name := backbone_of(label(run))) != "other"]
     return None if not found or set(found) & {*REPORTED_BACKBONES} else found[0]
 
 

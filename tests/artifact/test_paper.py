@@ -144,6 +144,7 @@ def test_names_of_runs():
     )
     assert foreign_backbone(["hamlet_efficientnetlite0", "gem_resnet18"]) == "EfficientNetLite0"
     assert foreign_backbone(["hamlet_resnet18"]) is None and foreign_backbone([]) is None
+    assert foreign_backbone(["gem_efficientnetlite0", "own_net"]) == "EfficientNetLite0"
 
 
 def test_on_another_backbone_claims_about_methods_are_judged_and_the_rest_is_not():

@@ -174,6 +174,15 @@ def test_rows_of_other_code_are_named_in_the_notes(profile):
     assert any(note.endswith("runs: all runs.") for note in tables.notes(results.assign(stale=True)))
 
 
+def test_costs_of_a_control_alone_make_every_table():
+    cost = dict.fromkeys(("latency_ms", "latency_ms_q25", "latency_ms_q75", "memory_mb"), 1.0)
+    cost |= {"parameters": 2, "macs": 3, "descriptor_bytes": 4}
+    for run in ("gem_efficientnetlite0", "gem_resnet18"):
+        summary = tables.efficiency_summary({"models": {run: cost}})
+        assert len(tables.efficiency_table(summary)) in (5, 7)
+        assert set(tables.ratio_table(summary)["Measured"]) == {""}
+
+
 def test_the_reports_methods_on_another_backbone_are_its_rows(root):
     for run in ("hamlet_efficientnetlite0", "gem_efficientnetlite0", "hamlet_efficientnetlite0-no_text"):
         stored.store_run(root, run, 0, 0.4)
