@@ -271,7 +271,7 @@ def _tradeoff_legend(figure: Figure, data: pd.DataFrame) -> None:
         style = {"mfc": "0.8", "mec": "0.4", "ms": (AREA * size) ** 0.5}
         handles.append(Line2D([], [], color="none", marker="o", label=f"{size} M parameters", **style))
     handles.append(Line2D([], [], color="0.3", lw=0.8, label="95% over queries; quartiles of the time"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=7, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
 
 
 def _name_points(axis: plt.Axes, rows: pd.DataFrame) -> None:
