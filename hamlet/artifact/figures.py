@@ -235,7 +235,7 @@ def tradeoff(data: pd.DataFrame, title: str) -> Figure:
     sources = [source for source in ("measured", "reported") if (data["source"] == source).any()]
     front = data[(data["source"] == "measured") & data["pareto"]].sort_values("latency_ms")["model"]
     alt = f"{title}. Scatter of mAP against inference time; measured Pareto front from fast to accurate: "
-    figure, axes = new_figure(1, len(sources), (13, 6.2), alt + f"{', '.join(front)}.")
+    figure, axes = new_figure(1, len(sources), (13, 6.4), alt + f"{', '.join(front)}.")
     for axis, source in zip(axes[0], sources, strict=True):
         rows = data[data["source"] == source].sort_values("latency_ms")
         line = rows[rows["pareto"]]
