@@ -57,6 +57,10 @@ def test_the_sentence_on_standing_has_its_directions_right(tmp_path):
     )
     controls.to_csv(folder / "table1_controls.csv", index=False)
     assert standing([folder]).endswith("number 2 of 3 in mAP, and text changes its mAP by +0.0500.")
+    for value, where in ((0.4, "below"), (0.7, "above")):
+        controls.loc[2] = ["GeM_B", value]
+        controls.to_csv(folder / "table1_controls.csv", index=False)
+        assert standing([folder]).endswith(f"; the best control, GeM_B, lies {where} it with {value:.4f}.")
 
 
 def test_pictures_and_links_exist():

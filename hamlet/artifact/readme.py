@@ -17,7 +17,7 @@ SHOWN = re.compile(r"<!-- begin (tables/\S+)/table1_accuracy\.md -->")
 
 
 def standing(folders: list[Path]) -> str:
-    """For each folder of tables: HAMLET's rank in mAP among the rows of Table 1, and what it has without text."""
+    """For each folder of tables: HAMLET's rank in mAP among the rows of Table 1, what text changes, the best control."""
     said = []
     for folder in folders:
         values = pd.read_csv(folder / "table1_accuracy.csv", index_col="Model")["mAP"]
@@ -27,9 +27,14 @@ def standing(folders: list[Path]) -> str:
             f"On `{folder.name}` {best} is number {(values > values[best]).sum() + 1} of {len(values)} in mAP"
         )
         bare, controls = f"{best} (no text)", folder / "table1_controls.csv"
-        if controls.is_file() and bare in (rows := pd.read_csv(controls, index_col="Model")).index:
-            change = values[best] - float(rows.at[bare, "mAP"])
-            sentence += f", and text changes its mAP by {change:+.4f}"
+        if controls.is_file():
+            rows = pd.to_numeric(pd.read_csv(controls, index_col="Model")["mAP"], errors="coerce").dropna()
+            if bare in rows.index:
+                sentence += f", and text changes its mAP by {values[best] - rows[bare]:+.4f}"
+            others = rows[~rows.index.str.startswith("HAMLET")]
+            if len(others):
+                where = "below" if others.max() < values[best] else "above"
+                sentence += f"; the best control, {others.idxmax()}, lies {where} it with {others.max():.4f}"
         said.append(sentence + ".")
     return "\n".join(said)
 
