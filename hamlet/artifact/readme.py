@@ -17,7 +17,7 @@ SHOWN = re.compile(r"<!-- begin (tables/\S+)/table1_accuracy\.md -->")
 
 
 def standing(folders: list[Path]) -> str:
-    """For each folder of tables: HAMLET's rank in mAP among the rows of Table 1, what text changes, the best control."""
+    """For each folder of tables: HAMLET's rank in mAP among the rows of Table 1, what text changes, best control."""
     said = []
     for folder in folders:
         values = pd.read_csv(folder / "table1_accuracy.csv", index_col="Model")["mAP"]
