@@ -26,6 +26,7 @@ from hamlet.artifact.paper import (
     label,
     tolerance,
 )
+from hamlet.artifact.profiles import load_profile
 from hamlet.artifact.results import stored_datasets
 from hamlet.artifact.tables import fixed, rounded
 from hamlet.errors import HamletError
@@ -33,7 +34,6 @@ from hamlet.errors import HamletError
 ALPHA = 0.05
 PER_QUERY = ("AP", "P@1", "P@5", "P@10")
 STEADY = 9  # decimals of a replicate in per cent: what is equal must not differ by a processor's last bit
-WITHOUT = ["shuffled", "no_text", "guidance", "no_exchange", "no_gate", "last_level", "no_keeping"]
 
 
 @dataclass
@@ -250,11 +250,13 @@ def pairs(runs: list[str]) -> list[tuple[str, str]]:
 
 
 def ablation_pairs(runs: list[str]) -> list[tuple[str, str]]:
-    """HAMLET in full against itself without each part, then against every method and control given the same text."""
+    """HAMLET in full against every other run of the profile "ablation", named for the backbone of ``runs``."""
     backbone = (foreign_backbone(runs) or REPORTED_BACKBONES[0]).lower()
-    parts = [f"hamlet_{backbone}-{variant}" for variant in WITHOUT]
-    rivals = [f"{name}_{backbone}-text" for name in ("sparse", "mace", "spca", "dscf", "gem")]
-    return [(f"hamlet_{backbone}", run) for run in [*parts, *rivals, f"mlp_{backbone}"]]
+    first, *others = (
+        f"{name.partition('_')[0]}_{backbone}{dash}{variant}"
+        for name, dash, variant in (run.partition("-") for run in load_profile("ablation")["runs"])
+    )
+    return [(first, run) for run in others]
 
 
 def comparisons(profile: str, dataset: str, ablation: bool = False, resamples: int = 10_000) -> pd.DataFrame:

@@ -105,6 +105,17 @@ def test_ablation_says_above_and_below_and_what_text_is_worth():
     ]
 
 
+def test_text_is_measured_against_shuffled_captions():
+    table = pd.DataFrame(
+        {"Text": ["default", "shuffled"], "mAP": ["0.5000", "0.6000"], "HAP": ["0.4000", "0.3000"]}
+    )
+    (said,) = findings.text(table)
+    assert "-0.1000 in mAP" in said and "+0.1000 in hierarchical AP" in said
+    assert findings.text(table[:1]) == [
+        "HAMLET with shuffled captions has not been run, so nothing can be said of its text."
+    ]
+
+
 @pytest.mark.parametrize("dataset", ["scenes", "grocery"])
 def test_committed_results_give_sentences(dataset):
     accuracy = tables.accuracy_summary(stored.load_results("quick", dataset))

@@ -233,8 +233,12 @@ def test_kinds_of_text_are_compared_on_hamlet_alone():
     results = pd.DataFrame(rows, columns=["model", "variant", "mAP"]).assign(
         **{"P@1": 0.1, "P@5": 0.1, "P@10": 0.1}
     )
+    results["result"] = [{"metrics": {"hierarchical": {"HAP": v / 2}}} for v in results["mAP"]]
     table = tables.text_table(results)
     assert list(table["Text"]) == ["default", "shuffled"] and list(table["mAP"]) == ["0.6000", "0.2000"]
+    assert list(table["HAP"]) == ["0.3000", "0.1000"]
+    results["result"] = [{"metrics": {}}] * 4  # of runs that kept no hierarchical AP
+    assert list(tables.text_table(results)["HAP"]) == ["", ""]
 
 
 def test_a_table_for_a_notebook_wraps_and_reads_no_formula():
