@@ -5,6 +5,7 @@ Each command is a function whose docstring is its help; expected mistakes end in
 
 import argparse
 import json
+import shlex
 import sys
 import tempfile
 import webbrowser
@@ -126,13 +127,14 @@ def duplicates(given: argparse.Namespace) -> None:
 
     hamlet duplicates plants-index --threshold 0.98
     """
+    from hamlet import arguments
     from hamlet.search import Index, photos
 
-    made = Index.load(given.index)
-    groups = made.duplicates(given.threshold)
+    made, least = Index.load(given.index), arguments.number("--threshold", given.threshold, -1, 1)
+    groups = made.duplicates(least)
     for number, group in enumerate(groups, start=1):
         print(f"group {number}\n" + "\n".join(f"  {photos.shown(made.photo(item))}" for item in group))
-    print(f"{len(groups)} groups of similarity {given.threshold} or more among {len(made)} photos")
+    print(f"{len(groups)} groups of similarity {least} or more among {len(made)} photos")
 
 
 def train(given: argparse.Namespace) -> None:
@@ -145,7 +147,8 @@ def train(given: argparse.Namespace) -> None:
     file = own(given.output or models_dir() / f"{given.name}.safetensors", ".safetensors")
     last = fine_tune(given.photos, given.name, given.model, given.epochs, file)
     print(f"{file} (mAP {last['validation_mAP']:.3f} on validation photos)")
-    print(f"use it: hamlet index {given.photos} INDEX --model {given.output or given.name}")
+    words = map(str, ("hamlet", "index", given.photos, "INDEX", "--model", given.output or given.name))
+    print(f"use it: {shlex.join(words)}")
 
 
 def embed(given: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from hamlet.arguments import whole
 from hamlet.data.decode import ImageError, decode_many
 from hamlet.errors import HamletError
 from hamlet.evaluation import describe_texts, evaluation_transform
@@ -80,8 +81,7 @@ class Encoder:
         Raises:
             HamletError: a picture that cannot be decoded (it is named), or a batch size below 1.
         """
-        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-            raise HamletError(f"batch_size={batch_size!r}, expected a whole number of at least 1")
+        batch_size = whole("batch_size", batch_size)
         single = isinstance(images, str | Path | bytes | PIL.Image.Image)
         if single or (isinstance(images, np.ndarray) and images.ndim < 4):
             images = [images]

@@ -1,10 +1,13 @@
 """A model of one's own: fine-tuned on photos in folders by class, from ImageNet weights that come with the package."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
 
+from hamlet.arguments import whole
 from hamlet.data import load_dataset
+from hamlet.errors import HamletError
 from hamlet.models import create_model, save_model
 from hamlet.paths import cache_dir
 from hamlet.training import train
@@ -39,8 +42,12 @@ SETTINGS = {
 def fine_tune(photos: Path, name: str, model: str, epochs: int, file: Path) -> pd.Series:
     """Train on ``photos`` (<class>/<image>), write the model to ``file``. -> the last row of the learning curve.
 
-    What was stopped goes on when asked for again under the same ``name``.
+    What was stopped goes on when asked for again under the same ``name``. HamletError: a name that no file
+    can bear, or that of the untrained model; fewer than one epoch; photos without classes.
     """
+    if not re.fullmatch(r"\w[\w.-]*", name) or name == "default":
+        raise HamletError(f"name {name!r}: expected letters, digits, '_', '-' and '.', and not 'default'")
+    epochs = whole("epochs", epochs)
     data = load_dataset(
         "folder", photos, size=SETTINGS["image_size"], missing_captions="class", split_by="image"
     )

@@ -56,7 +56,10 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
+        partial.touch()  # for its permissions: safetensors writes files that their owner alone may read
+        mode = partial.stat().st_mode
         yield partial
+        partial.chmod(mode)
         with open(partial, "rb") as file:  # a power cut after the rename must not leave an empty file
             os.fsync(file.fileno())
         partial.replace(path)

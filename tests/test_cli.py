@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -159,12 +160,30 @@ def test_mistakes_end_in_one_line(photos, index, tmp_path, capsys):
     assert "is a file" in refused(capsys, "index", photos, tmp_path / "file")
     assert "no photo at gone.jpg" in refused(capsys, "search", index, "gone.jpg")
     assert "without text" in refused(capsys, "search", index, "a red apple with stripes")
-    assert "k must be a whole number" in refused(
+    assert "k: expected a whole number" in refused(
         capsys, "search", index, photos / "class0" / "0.jpg", "-k", 0
     )
     assert "no model" in refused(capsys, "index", photos, tmp_path / "i", "--model", "nosuch")
     assert "no index at" in refused(capsys, "page", tmp_path, tmp_path / "p.html")
     assert "batch" in refused(capsys, "embed", photos, tmp_path / "o.parquet", "--batch-size", 0)
+    assert "an empty query" in refused(capsys, "search", index, " ")
+    for least in ("2", "nan"):
+        assert "--threshold: expected a number from -1 to 1" in refused(
+            capsys, "duplicates", index, "--threshold", least
+        )
+    for epochs in (0, -3):
+        assert "epochs: expected" in refused(capsys, "train", photos, "--name", "x", "--epochs", epochs)
+    for name in ("", "..", "a/b", "default"):
+        assert f"name {name!r}: expected letters" in refused(capsys, "train", photos, "--name", name)
+
+
+def test_serve_says_where_only_once_it_can(index, tmp_path, capsys):
+    pytest.importorskip("uvicorn", reason="the live page needs the extra 'web'")
+    assert "port 70000: expected" in refused(capsys, "serve", index, "--port", 70000)
+    assert "no index at" in refused(capsys, "serve", tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit):
+        cli.main(["serve", str(index), "--port", str(taken.getsockname()[1])])
+    assert "http" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -172,12 +191,12 @@ def test_train_then_index_and_find_by_words(photos, tmp_path, capsys, monkeypatc
     monkeypatch.setenv("HAMLET_MODELS", str(tmp_path / "models"))
     monkeypatch.setenv("HAMLET_CACHE", str(tmp_path / "cache"))
     for c, name in enumerate(("banana", "kiwi", "lemon", "pineapple")):
-        (tmp_path / "named").mkdir(exist_ok=True)
-        (tmp_path / "named" / name).symlink_to(photos / f"class{c}")
-    told = lines(capsys, "train", tmp_path / "named", "--name", "fruit", "--epochs", 1)
-    assert told[-1] == f"use it: hamlet index {tmp_path / 'named'} INDEX --model fruit"
+        (tmp_path / "all named").mkdir(exist_ok=True)
+        (tmp_path / "all named" / name).symlink_to(photos / f"class{c}")
+    told = lines(capsys, "train", tmp_path / "all named", "--name", "fruit", "--epochs", 1)
+    assert told[-1] == f"use it: hamlet index '{tmp_path / 'all named'}' INDEX --model fruit"
     card = hamlet.load("fruit").card
     assert {"banana", "kiwi", "lemon", "pineapple"} == set(card["classes"]) and card["image_size"] == 160
-    made = lines(capsys, "index", tmp_path / "named", tmp_path / "index", "--model", "fruit")
+    made = lines(capsys, "index", tmp_path / "all named", tmp_path / "index", "--model", "fruit")
     assert made[-1].startswith("model fruit; index flat")
     assert len(lines(capsys, "search", tmp_path / "index", "a yellow lemon", "-k", 4)) == 4

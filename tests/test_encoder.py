@@ -90,7 +90,7 @@ def test_names_files_and_folders_are_found(trained, photos, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("size", [0, -1, 2.0, True, "8"])
 def test_sizes_of_batches_are_checked(default, photos, size):
-    with pytest.raises(HamletError, match=r"batch_size=.*expected a whole number of at least 1"):
+    with pytest.raises(HamletError, match="batch_size: expected a whole number"):
         default.encode(photos, batch_size=size)
 
 

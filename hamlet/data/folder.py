@@ -15,6 +15,7 @@ import hashlib
 import io
 import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -231,7 +232,7 @@ def _classes(
     if not inside:
         raise DataError(
             f"folder: {root} holds images but no classes; put them into <class>/<image> or list them in labels.csv "
-            f"(file,class), or search them without training: hamlet index {root} INDEX"
+            f"(file,class), or search them without training: hamlet index {shlex.quote(str(root))} INDEX"
         )
     outside = [(file, "image outside any class folder") for file in files if "/" not in file]
     return *_from_folders(root, inside), {}, outside

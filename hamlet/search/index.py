@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from numbers import Integral
 from pathlib import Path
 
 import faiss
@@ -19,6 +18,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from hamlet.arguments import whole
 from hamlet.errors import HamletError
 from hamlet.search import photos, storage
 
@@ -38,13 +38,6 @@ def choose_kind(count: int, dimension: int) -> tuple[str, str]:
     if size <= GRAPH_BYTES:
         return "hnsw", f"{held}: a graph finds neighbours without reading all of them"
     return "ivfpq", f"{held}: memory keeps their codes alone, at some loss of exactness"
-
-
-def counted(name: str, value: int, most: int = 1 << 31) -> int:
-    """Refused here, where there is a name for it: some values would end the interpreter inside faiss."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= value <= most:
-        raise HamletError(f"{name} must be a whole number from 1 to {most}, got {value!r}")
-    return int(value)
 
 
 @dataclass
@@ -76,9 +69,9 @@ class Index:
     ):
         if kind not in KINDS:
             raise HamletError(f"unknown kind of index {kind!r}; valid: {', '.join(KINDS)}")
-        self.kind, self.dimension = kind, counted("dimension", dimension, 1 << 20)
+        self.kind, self.dimension = kind, whole("dimension", dimension)
         self.about = dict(about or {})
-        self.probes, self.effort = counted("probes", probes), counted("effort", effort)
+        self.probes, self.effort = whole("probes", probes), whole("effort", effort)
         self.items: dict[str, tuple[int, str]] = {}
         self.paths: dict[int, str] = {}
         self.removed: list[int] = []  # hnsw cannot forget a node, so it is passed over instead
@@ -199,7 +192,7 @@ class Index:
 
     def query(self, descriptors: np.ndarray, k: int = 10) -> pd.DataFrame:
         """The k best photos of every query: a frame with query, rank (from 1), id, path, score, best first."""
-        rows, k = self._rows(descriptors), min(counted("k", k), len(self))
+        rows, k = self._rows(descriptors), min(whole("k", k), len(self))
         scores, ids = self._nearest(rows, k) if k else (np.zeros((len(rows), 0)),) * 2
         asked, rank = np.indices(ids.shape)
         found = pd.DataFrame(

@@ -25,6 +25,8 @@ def ask(index: Index, encoder: photos.Encoder, query, k: int = 12) -> pd.DataFra
     if isinstance(query, str) and not os.path.exists(query):
         if Path(query).suffix.lower() in EXTENSIONS:
             raise HamletError(f"no photo at {photos.shown(query)}; give the path of a photo, or a sentence")
+        if not query.strip():
+            raise HamletError("an empty query; give the path of a photo, or a sentence")
         return index.query(encoder.encode_text([query]), k)
     return index.query(encoder.encode([query], progress=False), k)
 

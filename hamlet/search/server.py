@@ -108,7 +108,10 @@ def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000) -> None
     """Serve until Ctrl-C; on other machines' networks only where ``host`` asks for it."""
     import uvicorn
 
-    print(f"http://{host}:{port}  (Ctrl-C stops it)")
-    uvicorn.run(
-        application(folder, HERE if host in HERE else ["*"]), host=host, port=port, log_level="warning"
-    )
+    if not 0 <= port < 1 << 16:
+        raise HamletError(f"port {port}: expected 0 (any that is free) to 65535")
+    served = application(folder, HERE if host in HERE else ["*"])
+    config = uvicorn.Config(served, host=host, port=port, log_level="warning")
+    listening = config.bind_socket()  # ends here, in a line, where the address cannot be had
+    print(f"http://{host}:{listening.getsockname()[1]}  (Ctrl-C stops it)", flush=True)
+    uvicorn.Server(config).run(sockets=[listening])

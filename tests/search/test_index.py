@@ -115,12 +115,12 @@ BAD = {
     "nan": (lambda i: i.add(np.full((1, 32), np.nan), ["n"]), "NaN or infinity"),
     "complex": (lambda i: i.add(np.ones((1, 32), complex), ["n"]), "real descriptors"),
     "words": (lambda i: i.query(np.array([["x"] * 32])), "real descriptors"),
-    "k": (lambda i: i.query(unit_rows(1), 0), "k must be a whole number"),
-    "k2": (lambda i: i.query(unit_rows(1), 2.5), "k must be a whole number"),
+    "k": (lambda i: i.query(unit_rows(1), 0), "k: expected a whole number"),
+    "k2": (lambda i: i.query(unit_rows(1), 2.5), "k: expected a whole number"),
     "kind": (lambda i: Index("tree"), "valid: flat, hnsw, ivfpq"),
-    "dimension": (lambda i: Index("flat", -1), "dimension must be"),
-    "effort": (lambda i: Index("hnsw", 8, effort=0), "effort must be"),
-    "probes": (lambda i: Index("ivfpq", 8, probes=True), "probes must be"),
+    "dimension": (lambda i: Index("flat", -1), "dimension: expected"),
+    "effort": (lambda i: Index("hnsw", 8, effort=0), "effort: expected"),
+    "probes": (lambda i: Index("ivfpq", 8, probes=True), "probes: expected"),
     "few": (lambda i: made("ivfpq", unit_rows(20)), "256 descriptors or more, got 20"),
     "no index": (lambda i: Index.load("nowhere"), "no index at nowhere"),
 }
@@ -217,6 +217,12 @@ def test_a_save_that_is_cut_off_leaves_the_old_index(tmp_path, monkeypatch):
     index.save(tmp_path)
     assert len(Index.load(tmp_path)) == 15
     assert {p.name for p in tmp_path.iterdir()} == {FILE, ".lock"}
+
+
+def test_others_may_read_an_index_that_umask_lets_them_read(tmp_path):
+    made("flat", unit_rows(3)).save(tmp_path)
+    (tmp_path / "plain").touch()
+    assert (tmp_path / FILE).stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_what_another_process_saved_is_not_overwritten(tmp_path):
