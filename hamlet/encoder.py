@@ -4,6 +4,7 @@ encoder = hamlet.load("default")          # or a file of save_model, a folder, a
 rows = encoder.encode(["a.jpg", "b.png"])  # float32 (2, D)
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hamlet.arguments import whole
-from hamlet.data.decode import ImageError, decode_many
+from hamlet.data.decode import EXTENSIONS, ImageError, decode_many
 from hamlet.errors import HamletError
 from hamlet.evaluation import describe_texts, evaluation_transform
 from hamlet.models import RetrievalModel, load_model
@@ -27,6 +28,11 @@ from hamlet.paths import models_dir
 
 DEFAULT_SIZE = 160  # px; METHODS' figure for the untrained features was measured at it
 Picture = str | Path | bytes | PIL.Image.Image | np.ndarray
+
+
+def _is_sentence(query: object) -> bool:
+    named = isinstance(query, str) and (os.path.exists(query) or Path(query).suffix.lower() in EXTENSIONS)
+    return isinstance(query, str) and not named
 
 
 class PooledFeatures(nn.Module):
@@ -69,17 +75,19 @@ class Encoder:
     def encode(
         self, images: Picture | Sequence[Picture], batch_size: int = 32, progress: bool = True
     ) -> np.ndarray:
-        """Descriptors of pictures, in order.
+        """Descriptors of pictures, in order, and of sentences where the model knows words.
 
         Args:
             images: one picture or several: paths, encoded bytes, PIL images, or uint8 arrays (H, W), (H, W, 3) or
-                (H, W, 4); an array (N, H, W, 3) is N pictures.
+                (H, W, 4); an array (N, H, W, 3) is N pictures. A str that names no file, nor ends as a photo's name
+                does, is a sentence (see ``encode_text``).
 
         Returns:
             float32 (N, D), L2-normalised; one picture gives (1, D).
 
         Raises:
-            HamletError: a picture that cannot be decoded (it is named), or a batch size below 1.
+            HamletError: a picture that cannot be decoded (it is named), a batch size below 1, or a sentence for a model
+                that was trained without text.
         """
         batch_size = whole("batch_size", batch_size)
         single = isinstance(images, str | Path | bytes | PIL.Image.Image)
@@ -90,6 +98,13 @@ class Encoder:
                 f"cannot encode a {type(images).__name__}; expected paths, PIL images or arrays"
             )
         images = list(images)
+        said = np.array([_is_sentence(image) for image in images], bool)
+        if said.any():
+            rows = np.empty((len(images), self.dim), np.float32)
+            rows[said] = self.encode_text([image for image, words in zip(images, said, strict=True) if words])
+            seen = [image for image, words in zip(images, said, strict=True) if not words]
+            rows[~said] = self.encode(seen, batch_size, progress)
+            return rows
         decoded, rows = decode_many(images, self.image_size), []
         with tqdm(total=len(images), desc="encode", unit="image", disable=None if progress else True) as bar:
             while batch := list(islice(decoded, min(batch_size, len(images)))):

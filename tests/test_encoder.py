@@ -102,6 +102,18 @@ def test_what_is_no_picture_is_named(default, photos, tmp_path):
         default.encode(3)
 
 
+def test_pictures_and_sentences_go_together(default, trained, photos):
+    encoder, words = hamlet.load(trained), ["a red apple", "no file."]
+    rows = encoder.encode([words[0], photos[0], words[1], str(photos[1])], progress=False)
+    np.testing.assert_allclose(rows[[0, 2]], encoder.encode_text(words), atol=1e-6)
+    np.testing.assert_allclose(rows[[1, 3]], encoder.encode(photos[:2], progress=False), atol=1e-5)
+    np.testing.assert_allclose(encoder.encode("a red apple"), rows[:1], atol=1e-6)
+    with pytest.raises(HamletError, match="trained without text"):
+        default.encode(["a red apple"])
+    with pytest.raises(HamletError, match=r"gone\.jpg: No such file"):
+        encoder.encode("gone.jpg")
+
+
 def test_sentences_where_the_model_knows_words(default, trained):
     words = hamlet.load(trained).encode_text(["a red apple", "a pear"])
     assert words.shape == (2, 16) and words.dtype == np.float32

@@ -108,7 +108,7 @@ def split_classes(classes: list[str], seed: int) -> dict[str, str]:
     if len(classes) < 6:
         raise DataError(
             f"folder: {len(classes)} usable classes are too few for disjoint train, validation and test classes "
-            "(6 needed, each with 2 images or more); pass split_by='image'"
+            "(6 needed, each with 2 images or more); pass split_by='image' (--split-by image)"
         )
     n = len(classes)
     return _parts(_order(seed, classes), max(2, round(TEST * n)), max(2, round(VALIDATION * n)))
