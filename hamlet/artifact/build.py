@@ -290,7 +290,7 @@ def folder_slot(options: argparse.Namespace) -> str:
     if not os.environ.get("HAMLET_DATA"):
         raise HamletError("--dataset folder needs --data-root DIR: your images as DIR/<class>/<image>")
     root = Path(os.environ["HAMLET_DATA"]).expanduser().resolve()
-    how = {"split_by": options.split_by, "missing_captions": "class"}
+    how = {"split_by": options.split_by or "class", "missing_captions": "class"}
     data = load_dataset(
         "folder", root=root, size=decode_size(settings["image_size"]), limit=settings["limit"], **how
     )
@@ -362,9 +362,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dataset", default="scenes")
     parser.add_argument("--data-root")
     parser.add_argument("--name")
-    parser.add_argument(
-        "--split-by", default="class", choices=("class", "image"), help="of a folder of photos"
-    )
+    parser.add_argument("--split-by", choices=("class", "image"))
     parser.add_argument("--models", type=lambda text: text.split(","))
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--jobs", type=int)
@@ -376,6 +374,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.jobs is not None and options.jobs < 1:
         parser.error(f"--jobs takes a whole number of at least 1, got {options.jobs}")
+    if options.dataset != "folder" and (options.name or options.split_by):
+        parser.error("--name and --split-by are for a folder of photos: --dataset folder --data-root DIR")
     return options
 
 

@@ -203,6 +203,8 @@ def test_a_wrong_command_ends_before_any_set_up(project, args, expected):
         (["--models", ","], 1, "unknown model '' in profile 'quick'"),
         (["smoke", "--dataset=mnist"], 1, "unknown data set 'mnist'; valid: cifar10, "),
         (["--jobs", "0"], 2, "--jobs takes a whole number of at least 1, got 0"),
+        (["--name", "x"], 2, "--name and --split-by are for a folder of photos: --dataset folder"),
+        (["--dataset", "grocery", "--split-by", "class"], 2, "are for a folder of photos"),
         (["--seeds=two"], 2, "argument --seeds: invalid int value: 'two'"),
         (["--seeds", "99999999999999999999"], 1, "lies outside [1, 1000]"),
         (["--seeds"], 2, "argument --seeds: expected one argument"),
