@@ -289,6 +289,64 @@ def comparisons(profile: str, dataset: str, ablation: bool = False, resamples: i
     return table
 
 
+def language(profile: str, dataset: str, resamples: int = 10_000) -> pd.DataFrame:
+    """What its text adds to HAMLET over captions shuffled between classes, the same training otherwise: a row for mAP,
+    where one class is right, and one for HAP, where one of its family is half right (`metrics.hierarchical_metrics`).
+
+    true, shuffled, difference: means over the seeds that both have; the rest as in ``comparisons``, NaN with a reason
+    where the values of single queries were not kept."""
+    runs = stored.load_results(profile, dataset)
+    runs = runs[runs["model"].str.startswith("hamlet")]
+    kept = runs[runs["variant"] == "shuffled"].merge(runs[runs["variant"] == "default"], on=["model", "seed"])
+    rows = []
+    for name, column in (("mAP", "AP"), ("HAP", "HAP")):
+        row = {"metric": name, "p": np.nan, "reason": "missing: HAMLET with shuffled captions, or without"}
+        sides = [
+            [_per_query(f / "per_query.parquet") for f in kept[side]] for side in ("folder_y", "folder_x")
+        ]
+        whole = [i for i, pair in enumerate(zip(*sides, strict=True)) if all(column in f for f in pair)]
+        if whole:
+            true, shuffled = (np.stack([side[i][column].to_numpy() for i in whole]) for side in sides)
+            clusters = (None, sides[0][0]["label"].to_numpy())
+            draws = [st.bootstrap_means([true, shuffled], c, resamples) for c in clusters]
+            row |= _compare(true, shuffled, [np.round(d[:, 0] - d[:, 1], STEADY) for d in draws], resamples)
+            row |= {"true": row["mAP_first"], "shuffled": row["mAP_second"], "reason": ""}
+        elif len(kept):
+            graded = [
+                r.map(lambda kept: kept["metrics"]["hierarchical"]["HAP"]).mean()
+                for r in (kept["result_y"], kept["result_x"])
+            ]
+            row |= {"true": graded[0], "shuffled": graded[1], "difference": graded[0] - graded[1]}
+            row |= {"seeds": f"{len(kept)}/{len(kept)}", "reason": "not kept for single queries"}
+        rows.append(row)
+    order = [
+        "metric",
+        "true",
+        "shuffled",
+        "difference",
+        "low",
+        "high",
+        "low_classes",
+        "high_classes",
+        "p",
+        "seeds",
+    ]
+    return rounded(pd.DataFrame(rows).reindex(columns=[*order, "reason"]))
+
+
+def printed_language(table: pd.DataFrame) -> pd.DataFrame:
+    """`language` as strings."""
+    columns = {"Metric": table["metric"], "True text": fixed(table["true"], 4)}
+    columns |= {"Shuffled": fixed(table["shuffled"], 4), "Difference": fixed(table["difference"], 4, "+")}
+    fine = pd.Series(True, table.index)
+    columns |= {"95%, queries": _spans(table, "", fine), "95%, classes": _spans(table, "_classes", fine)}
+    columns |= {
+        "p": fixed(table["p"], 4),
+        "Seeds": table["seeds"].astype(object).where(table["seeds"].notna(), ""),
+    }
+    return pd.DataFrame(columns | {"Why empty": table["reason"]})
+
+
 def improvement(profile: str) -> pd.DataFrame:
     """Probability of improvement over data sets (Agarwal et al. 2021) of the pairs that ``comparisons`` has: every data
     set of the profile counts on which both configurations have two seeds; one row of strings a pair."""

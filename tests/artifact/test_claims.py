@@ -393,3 +393,35 @@ def test_ablation_takes_from_pretrained_what_it_lacks(tmp_path, monkeypatch):
     assert frame.at["HAMLET_EfficientNetLite0 (shuffled)", "difference"] == pytest.approx(0.1, abs=0.02)
     assert frame.at["MACE_EfficientNetLite0 (text)", "p_holm"] == pytest.approx(2 / 501)
     assert frame.at["HAMLET_EfficientNetLite0 (no gate)", "reason"].startswith("missing: ")
+
+
+def test_text_counts_for_what_it_adds_to_shuffled_captions(tmp_path, monkeypatch):
+    """By class where single queries were kept, by family too; of both runs' seeds in common alone."""
+    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
+    root, graded = paths.results_dir("ablation", "scenes"), {"HAP": np.linspace(0.3, 0.5, QUERIES)}
+    for seed in (0, 1):
+        write_run(root, "hamlet_efficientnetlite0", 0.7, seed, HAP=graded["HAP"] + 0.1)
+    write_run(root, "hamlet_efficientnetlite0-shuffled", 0.6, 0, **graded)
+    write_run(root, "gem_efficientnetlite0-shuffled", 0.1, 0, **graded)
+    fine, family = claims.language("ablation", "scenes", resamples=500).to_dict("records")
+    assert fine["difference"] == pytest.approx(0.1, abs=0.02) and family["difference"] == pytest.approx(0.1)
+    assert (family["true"], family["shuffled"]) == (pytest.approx(0.5), pytest.approx(0.4))
+    assert fine["p"] < 0.01 and family["p"] < 0.01 and fine["seeds"] == family["seeds"] == "1/1"
+    shown = claims.printed_language(claims.language("ablation", "scenes", resamples=500))
+    assert list(shown["Difference"])[1] == "+0.1000" and not any(shown["Why empty"])
+
+
+def test_text_without_kept_queries_has_its_means_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
+    root = paths.results_dir("ablation", "scenes")
+    write_run(root, "hamlet_efficientnetlite0", 0.7, 0)
+    assert claims.language("ablation", "scenes")["reason"].str.startswith("missing").all()
+    write_run(root, "hamlet_efficientnetlite0-shuffled", 0.6, 0)
+    for name, level in (("", 0.5), ("-shuffled", 0.45)):
+        path = root / f"hamlet_efficientnetlite0{name}" / "seed0" / "result.json"
+        record = json.loads(path.read_text())
+        record["metrics"]["hierarchical"] = {"HAP": level}
+        stored.seal({k: v for k, v in record.items() if k != "digest"}, path)
+    family = claims.language("ablation", "scenes", resamples=200).to_dict("records")[1]
+    assert family["difference"] == pytest.approx(0.05) and np.isnan(family["p"])
+    assert family["reason"] == "not kept for single queries"

@@ -100,20 +100,17 @@ def test_ablation_says_above_and_below_and_what_text_is_worth():
     said = findings.ablation(pd.DataFrame(rows, columns=["first", "second", "difference", "p_holm"]))
     assert said == [
         "H lies 0.0300 mAP above H (shuffled) (Holm p 0.0010).",
-        "So text, over captions shuffled between classes, is worth +0.0300 mAP.",
         "H lies 0.0200 mAP below H (no gate) (Holm p 0.2000, which shows nothing).",
     ]
 
 
 def test_text_is_measured_against_shuffled_captions():
-    table = pd.DataFrame(
-        {"Text": ["default", "shuffled"], "mAP": ["0.5000", "0.6000"], "HAP": ["0.4000", "0.3000"]}
-    )
-    (said,) = findings.text(table)
-    assert "-0.1000 in mAP" in said and "+0.1000 in hierarchical AP" in said
-    assert findings.text(table[:1]) == [
-        "HAMLET with shuffled captions has not been run, so nothing can be said of its text."
-    ]
+    table = pd.DataFrame({"metric": ["mAP", "HAP"], "difference": [-0.1, 0.1], "p": [0.01, float("nan")]})
+    fine, graded = findings.language(table)
+    assert "-0.1000 mAP" in fine and "(p 0.0100)" in fine
+    assert "+0.1000 hierarchical AP" in graded and "untested" in graded
+    nothing = table.assign(difference=float("nan"))
+    assert findings.language(nothing)[0].startswith("HAMLET with shuffled captions has not been run")
 
 
 @pytest.mark.parametrize("dataset", ["scenes", "grocery"])

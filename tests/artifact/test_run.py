@@ -63,6 +63,12 @@ def test_result_is_whole_and_says_where_it_came_from(made, monkeypatch):
         "curves.csv",
         "thumbnails.webp",
     }
+    kept = pd.read_parquet(SMOKE.folder / "per_query.parquet")
+    graded = kept.groupby("protocol")[
+        "HAP"
+    ].mean()  # for single queries as in the mean, on the default protocol alone
+    assert graded["default"] == pytest.approx(record["metrics"]["hierarchical"]["HAP"], abs=1e-12)
+    assert graded.drop("default").isna().all()
     curves = pd.read_csv(SMOKE.folder / "curves.csv")
     assert record["training"]["final_loss"] == pytest.approx(curves["loss"].iloc[-1])
     assert (SMOKE.folder / "executed.ipynb").is_file()
