@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from hamlet.artifact.readme import refreshed, standing
+from hamlet.artifact.readme import language, refreshed, standing
 from hamlet.paths import ROOT
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -61,6 +61,16 @@ def test_the_sentence_on_standing_has_its_directions_right(tmp_path):
         controls.loc[2] = ["GeM_B", value]
         controls.to_csv(folder / "table1_controls.csv", index=False)
         assert standing([folder]).endswith(f"; the best control, GeM_B, lies {where} it with {value:.4f}.")
+
+
+def test_the_sentence_on_text_gives_each_data_set_its_own_figures(tmp_path):
+    for name, shift in (("a", "+0.1000"), ("b", "-0.2000")):
+        folder = tmp_path / "ablation" / name
+        folder.mkdir(parents=True)
+        rows = {"Metric": ["mAP", "HAP"], "Difference": [shift, "+0.0500"], "p": ["0.0100", ""]}
+        pd.DataFrame(rows).to_csv(folder / "table3_language.csv", index=False)
+    said = language([tmp_path / "pretrained" / name for name in ("a", "b", "c")])
+    assert said == "`a` +0.1000 mAP (p 0.0100), +0.0500 HAP; `b` -0.2000 mAP (p 0.0100), +0.0500 HAP."
 
 
 def test_pictures_and_links_exist():

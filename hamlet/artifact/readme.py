@@ -1,7 +1,7 @@
 """Keep README.md's tables equal to the files under tables/: ``python -m hamlet.artifact.readme`` copies them in.
 
-A block stands between ``<!-- begin tables/....md -->`` and ``<!-- end -->``; a test holds it to the file. The block
-``standing`` holds the one sentence on results, which is computed from the tables that the text shows.
+A block stands between ``<!-- begin tables/....md -->`` and ``<!-- end -->``; a test holds it to the file. The blocks
+``standing`` and ``language`` hold sentences that are computed from the tables of the data sets that the text shows.
 """
 
 import re
@@ -39,16 +39,28 @@ def standing(folders: list[Path]) -> str:
     return "\n".join(said)
 
 
+def language(folders: list[Path]) -> str:
+    """For each folder of tables: what true text adds to shuffled captions, from the profile ablation's Table 3."""
+    said = []
+    for folder in folders:
+        file = folder.parents[1] / "ablation" / folder.name / "table3_language.csv"
+        if file.is_file():
+            rows = pd.read_csv(file, dtype=str, keep_default_na=False)
+            worth = [f"{r.Difference} {r.Metric}" + (f" (p {r.p})" if r.p else "") for r in rows.itertuples()]
+            said.append(f"`{folder.name}` {', '.join(worth)}")
+    return "; ".join(said) + "."
+
+
 def refreshed(text: str, root: Path = ROOT) -> str:
     """The text with every block replaced by the file it names; a missing file is an error that names it."""
 
     def block(match: re.Match) -> str:
-        if match[2] == "standing":
-            return f"{match[1]}{standing([root / folder for folder in SHOWN.findall(text)])}\n{match[3]}"
+        if computed := {"standing": standing, "language": language}.get(match[2]):
+            return f"{match[1]}{computed([root / folder for folder in SHOWN.findall(text)])}\n{match[3]}"
         file = root / match[2]
         if not file.is_file():
             raise HamletError(f"README.md shows {match[2]}, which is not there: ./run_all.sh makes it")
-        return f"{match[1]}\n{file.read_text(encoding='utf-8').strip()}\n\n{match[3]}"
+        return f"{match[1]}\n{file.read_text(encoding='utf-8').strip()}\n{match[3]}"
 
     return BLOCK.sub(block, text)
 
