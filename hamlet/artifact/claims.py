@@ -286,6 +286,8 @@ def comparisons(profile: str, dataset: str, ablation: bool = False, resamples: i
         pd.DataFrame(rows).reindex(columns=[*order.split(), "improvement", "seeds", "queries", "reason"])
     )
     table.insert(table.columns.get_loc("p") + 1, "p_holm", st.holm(table["p"]))
+    if ablation:  # which shows no P(improvement), so that only rows without a test lack something
+        table["reason"] = table["reason"].where(table["p"].isna(), "")
     return table
 
 

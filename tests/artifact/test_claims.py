@@ -393,6 +393,7 @@ def test_ablation_takes_from_pretrained_what_it_lacks(tmp_path, monkeypatch):
     assert frame.at["HAMLET_EfficientNetLite0 (shuffled)", "difference"] == pytest.approx(0.1, abs=0.02)
     assert frame.at["MACE_EfficientNetLite0 (text)", "p_holm"] == pytest.approx(2 / 501)
     assert frame.at["HAMLET_EfficientNetLite0 (no gate)", "reason"].startswith("missing: ")
+    assert frame.at["HAMLET_EfficientNetLite0 (shuffled)", "reason"] == ""
 
 
 def test_text_counts_for_what_it_adds_to_shuffled_captions(tmp_path, monkeypatch):
