@@ -28,6 +28,7 @@ from hamlet.artifact.run import aside, load_data, source_of
 from hamlet.errors import HamletError, one_line
 
 KEEP = paths.ROOT / "results" / "KEEP"  # committed where stored results are stale on purpose; it says why
+STARTING = 30.0  # seconds that a run takes with next to no images: kernel, network, evaluation
 
 
 def minutes(seconds: float) -> str:
@@ -114,6 +115,7 @@ class Build:
             own if options.fresh else set()
         )  # configurations that --fresh makes again, all their seeds
         self.keep = options.keep or (KEEP.is_file() and not options.retrain)
+        self.images = self.loaded["estimate"]["images"]  # to be trained on, as far as is known
         self.verify(None)
 
     def verify(self, data_hash: str | None) -> None:
@@ -144,7 +146,9 @@ class Build:
             return None
         settings = self.loaded["parameters"] | self.loaded["datasets"].get(profiles.kind(self.dataset), {})
         try:
-            return load_data(self.dataset, settings).content_hash
+            data = load_data(self.dataset, settings)
+            self.images = len(data.train)
+            return data.content_hash
         except HamletError:
             if self.to_make:
                 raise
@@ -160,7 +164,8 @@ class Build:
             record = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
             walls.setdefault(run.run_name, []).append(float(record["provenance"]["wall_seconds"]))
         everything = [seconds for several in walls.values() for seconds in several]
-        typical = [statistics.median(everything or [estimate["run_seconds"]])]
+        guess = max(STARTING, estimate["run_seconds"] * self.images / estimate["images"])
+        typical = [statistics.median(everything or [guess])]
         work = sum(statistics.median(walls.get(run.run_name, typical)) for run in self.to_make)
         names, seeds = len({run.run_name for run in self.runs}), len({run.seed for run in self.runs})
         print(
@@ -394,7 +399,7 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         if options.fresh:
             print(f"--fresh: what is stored of {', '.join(sorted(build.over))} would be set aside first")
-        build.verify(build.data_hash() if build.kept else None)
+        build.verify(build.data_hash() if build.kept or profiles.kind(build.dataset) == "folder" else None)
         build.announce(jobs)
         return 0
     for number in (signal.SIGTERM, signal.SIGHUP):

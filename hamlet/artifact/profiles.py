@@ -92,7 +92,7 @@ FIELDS = {
     "device": Field(str, choices=("auto", "cpu", "cuda", "mps")),
 }  # fmt: skip
 EFFICIENCY = {"image_size": Field(int, 32, 1024), "repeats": Field(int, 1)}
-ESTIMATE = {name: Field(float, 0.0) for name in ("run_seconds", "report_seconds", "disk_mb")}
+ESTIMATE = {name: Field(float, 1.0) for name in ("run_seconds", "images", "report_seconds", "disk_mb")}
 SEEDS = Field(int, 1, MOST_SEEDS)
 SECTIONS = ("seeds", "parameters", "datasets", "models", "efficiency", "estimate", "runs")
 
