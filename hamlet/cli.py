@@ -134,7 +134,8 @@ def duplicates(given: argparse.Namespace) -> None:
     groups = made.duplicates(least)
     for number, group in enumerate(groups, start=1):
         print(f"group {number}\n" + "\n".join(f"  {photos.shown(made.photo(item))}" for item in group))
-    print(f"{len(groups)} groups of similarity {least} or more among {len(made)} photos")
+    many = "group" if len(groups) == 1 else "groups"
+    print(f"{len(groups)} {many} of similarity {least} or more among {len(made)} photos")
 
 
 def train(given: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from hamlet import paths
 from hamlet.artifact import profiles, results
-from hamlet.artifact.run import aside, load_data, source_of
+from hamlet.artifact.run import aside, die_with_parent, load_data, source_of
 from hamlet.errors import HamletError, one_line
 
 KEEP = paths.ROOT / "results" / "KEEP"  # committed where stored results are stale on purpose; it says why
@@ -251,13 +251,6 @@ def only_one(slots: list[str]) -> Iterator[list[int]]:
             file.close()
 
 
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
 def snakemake(slots: list[str], jobs: int, locks: list[int], *again: str, **config: object) -> int:
     """Run the Snakefile for these slots, its progress on the terminal; Ctrl-C ends it and all that it started.
 
@@ -276,7 +269,7 @@ def snakemake(slots: list[str], jobs: int, locks: list[int], *again: str, **conf
     kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     process = subprocess.Popen(
         command, env=kept | {"PYTHONPATH": path}, start_new_session=True, pass_fds=locks,
-        preexec_fn=_die_with_parent,
+        preexec_fn=die_with_parent,
     )  # fmt: skip
     try:
         return process.wait()

@@ -10,6 +10,7 @@ import os
 import platform
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -54,6 +55,7 @@ def open_job(
     Raises:
         HamletError: unknown profile, model, variant or parameter, or a wrong type, with the valid ones.
     """
+    os.register_at_fork(after_in_child=die_with_parent)  # the workers that draw the scenes
     run = Run(profile, dataset, model, variant, seed)
     known = profiles.load_profile(profile)["runs"]
     profiles.check_dataset(dataset)
@@ -272,6 +274,14 @@ def own_temporary_folder() -> Iterator[Path]:
         os.environ |= {"TMPDIR": before} if before else {}
         tempfile.tempdir = None
         shutil.rmtree(own, ignore_errors=True)
+
+
+def die_with_parent() -> None:
+    """On Linux, this process is killed at once when the thread that started it ends, however that ended."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def end_with_parent() -> None:

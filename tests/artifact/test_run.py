@@ -170,3 +170,24 @@ def test_what_is_set_at_the_command_line_reaches_the_run(tmp_path):
     job = run.open_job(*SMOKE_NAMES, output=str(tmp_path), overrides={"epochs": 7, "margin": 1})
     assert job.settings == profiles.parameters(SMOKE) | {"epochs": 7, "margin": 1.0}
     assert job.folder == tmp_path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+def test_the_workers_of_a_killed_kernel_end_with_it():
+    import psutil
+
+    code = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from hamlet.artifact.run import open_job
+open_job("smoke", "scenes", "gem_resnet18")
+with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(60)
+"""
+    env = os.environ | {"PYTHONPATH": str(paths.ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE) as kernel:
+        worker = psutil.Process(int(kernel.stdout.readline()))
+        kernel.kill()
+        worker.wait(timeout=10)
+    assert not worker.is_running()
