@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hamlet import paths
-from hamlet.artifact import profiles, results, run
+from hamlet.artifact import cost, profiles, results, run
 from hamlet.artifact.profiles import Run
 from hamlet.distillation import LSA_DIM
 from hamlet.errors import HamletError
@@ -191,3 +191,25 @@ with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
         kernel.kill()
         worker.wait(timeout=10)
     assert not worker.is_running()
+
+
+def test_the_cost_is_of_the_stored_weights_or_of_new_ones_that_cost_the_same(made, monkeypatch, tmp_path):
+    monkeypatch.setenv("HAMLET_OUTPUT", str(made))
+    found = []
+    for weights in ("stored", "new"):
+        file = SMOKE.folder / cost.WEIGHTS
+        if weights == "new":
+            file.rename(tmp_path / "kept")
+        record = results.read_verified(cost.measure("smoke", "scenes"))
+        given, row = record["parameters"], record["models"]["gem_resnet18"]
+        assert given["new_weights"] == (["gem_resnet18"] if weights == "new" else [])
+        assert given["runs"] == {
+            "gem_resnet18": results.read_verified(SMOKE.folder / "result.json")["digest"]
+        }
+        assert row["latency_ms_q25"] <= row["latency_ms"] <= row["latency_ms_q75"]
+        found.append((row["parameters"], row["macs"], row["descriptor_bytes"]))
+    (tmp_path / "kept").rename(file)
+    assert found[0] == found[1]
+    hamlet = Run("smoke", "scenes", "hamlet_resnet18", "default", 0)
+    with pytest.raises(HamletError, match=r"HAMLET's cost depends on them: set .* aside and build again"):
+        cost.weights_of(hamlet, {}, tmp_path)
