@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from filelock import FileLock
 
 from hamlet import paths
 from hamlet.artifact import run
@@ -42,6 +43,15 @@ def folded(data: RetrievalDataset, fold: int) -> RetrievalDataset:
         taken = {key: column[rows] for key, column in columns.items()}
         splits[name] = Split(name, **taken | {key: taken[key].tolist() for key in ("captions", "paths")})
     return replace(data, splits=splits, protocols={})
+
+
+def record(path: Path, row: dict) -> None:
+    """Add a row to a table of looks, each value under its own column; several looks may end at once."""
+    with FileLock(path.with_name(f".{path.stem}.lock")):
+        table = pd.DataFrame([row]).astype(str)
+        table = pd.concat([pd.read_csv(path, dtype=str), table]) if path.exists() else table
+        with paths.replacing(path) as partial:
+            table.to_csv(partial, index=False)
 
 
 def main() -> None:
@@ -71,8 +81,7 @@ def main() -> None:
     row |= {"cpu_seconds": round(time.process_time() - start), "commit": run.provenance("cpu")["commit"][:10]}
     row |= {} if given.fold is None else {"fold": given.fold}
     table = given.profile if given.fold is None else f"{given.profile}_folds"
-    path = paths.ROOT / "results" / "tuning" / f"{table}.csv"
-    pd.DataFrame([row]).to_csv(path, mode="a", header=not path.exists(), index=False)
+    record(paths.ROOT / "results" / "tuning" / f"{table}.csv", row)
     print(row)
 
 

@@ -86,3 +86,17 @@ def test_committed_figures_keep_the_promised_cost():
 def test_committed_threads_share_the_work_and_add_little():
     rows = pd.read_csv(COMMITTED / "ranking_threads.csv").query("method == 'hamlet'").set_index("threads")
     assert rows["CPU s"].max() <= 1.3 * rows["CPU s"][1]
+
+
+def test_a_look_is_written_under_its_own_columns(tmp_path):
+    looks, path = load("looks"), tmp_path / "looks.csv"
+    path.write_text("run,fold,mAP,HAP\nfirst,0,0.7923,0.7596\nsecond,1,0.7037,\n")
+    looks.record(path, {"run": "third", "mAP": 0.5, "epochs": 6, "fold": 1})
+    assert path.read_text().splitlines() == [
+        "run,fold,mAP,HAP,epochs",
+        "first,0,0.7923,0.7596,",
+        "second,1,0.7037,,",
+        "third,1,0.5,,6",
+    ]
+    looks.record(tmp_path / "new.csv", {"run": "only"})
+    assert (tmp_path / "new.csv").read_text() == "run\nonly\n"
