@@ -26,7 +26,7 @@ from hamlet.models.files import WEIGHTS
 from hamlet.models.weights import PACKAGED, hub_file, packaged_state
 from hamlet.paths import models_dir
 
-DEFAULT_SIZE = 160  # px; METHODS' figure for the untrained features was measured at it
+DEFAULT_SIZE = 160  # px, as the profile pretrained evaluates
 Picture = str | Path | bytes | PIL.Image.Image | np.ndarray
 
 

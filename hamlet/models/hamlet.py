@@ -156,7 +156,7 @@ class HAMLET(RetrievalModel):
     def _local(self, x: Tensor, kept: Kept) -> Tensor:
         """DELG-style attention pooling of C2..C4's tokens -> (B, 3 * width), in float32.
 
-        METHODS.md names C3 and C4; C2 is pooled too, as its last block would else have no effect.
+        Those of C2 too: its last block would else have no effect.
         """
         x = x[:-1]
         weights = F.softplus(self.local(x).float())
