@@ -84,6 +84,7 @@ def search(given: argparse.Namespace) -> None:
     encoder = made.encoder()
     found = page.ask(made, encoder, given.query, given.k)[["rank", "score", "path"]]
     found["path"] = [photos.shown(path) for path in found["path"]]
+    found["score"] = found["score"].astype(float).round(6)
     if given.open:
         file = Path(tempfile.mkdtemp(prefix="hamlet-")) / "found.html"
         file.write_text(page.page(made, [given.query], encoder, given.k), encoding="utf-8")

@@ -32,7 +32,7 @@ SAVING = 0.05  # or more, where saving would take a larger share of the time
 def choose_kind(count: int, dimension: int) -> tuple[str, str]:
     """Kind of index for ``count`` descriptors of ``dimension`` values, and why."""
     size = 4 * count * dimension
-    held = f"{count:,} descriptors of {dimension} values are {size / (1 << 20):,.0f} MB"
+    held = f"{count:,} descriptors of {dimension} values are {size / (1 << 20):,.1f} MB"
     if size <= EXACT_BYTES:
         return "flat", f"{held}: few enough to compare with every one"
     if size <= GRAPH_BYTES:
@@ -272,6 +272,8 @@ class Index:
             raise HamletError(f"this is the index of {home}; choose another folder for the index of {root}")
         self.about["root"] = str(root)  # also where the photos have moved
         now, left_out = photos.states(root)
+        own = Path(folder or root, storage.FILE).resolve()  # the index may lie among the photos
+        left_out = [found for found in left_out if root / found[0] not in (own, own.parent)]
         old = {path: state for path, (_, state) in self.items.items()}
         todo = [path for path, state in now.items() if old.get(path) != state]
         np.random.default_rng(0).shuffle(todo)  # ivfpq learns from the first, which must not be of one folder

@@ -61,6 +61,14 @@ def test_only_what_is_new_changed_or_gone_is_looked_at(photos, tmp_path):
     )
 
 
+def test_an_index_among_its_photos_is_none_of_them(photos, colours):
+    for done in ((12, 0, 0, 0), (0, 0, 0, 0)):
+        assert numbers(Index.from_folder(photos, photos / "my index", colours, progress=False)) == done
+    (photos / "other").mkdir()
+    found = Index.from_folder(photos, photos / "my index", colours, progress=False).changes.left_out
+    assert found == [("other", "empty folder")]
+
+
 def _update_as_nobody(index, found) -> None:
     os.setgid(65534)
     os.setuid(65534)
