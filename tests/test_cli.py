@@ -137,7 +137,7 @@ def test_duplicates_find_resized_and_recompressed_copies_alone(photos, tmp_path,
     finally:
         for copy in ("half.png", "worse.jpg"):
             (photos / copy).unlink()
-    assert found[-1].startswith("1 groups") and len(found) == 5
+    assert found[-1].startswith("1 group of") and len(found) == 5
     assert {line.strip() for line in found[1:4]} == {
         str(photos / n) for n in ("class2/1.jpg", "half.png", "worse.jpg")
     }
