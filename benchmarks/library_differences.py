@@ -2,67 +2,31 @@
 
     python benchmarks/library_differences.py
 
-A case is a set of scores with relevance, small enough to work out by hand; vectors are made so that inner products
-are those scores. Stores results/benchmarks/library_differences.json; benchmarks/tables.py makes the table from it.
+The cases stand in library_differences.yaml; vectors are made so that inner products are their scores. Stores
+results/benchmarks/library_differences.json, from which ``remake`` makes the table.
 """
 
-import argparse
-import sys
+import json
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+from hamlet import paths
 
-# name, metric, scores, relevance, by hand, why
-CASES = [
-    ("no ties", "AP", [0.9, 0.8, 0.7, 0.6], [1, 0, 1, 0], 5 / 6, "all agree"),
-    ("tie, positive stored first", "AP", [0.5, 0.5, 0.1], [1, 0, 0], 1 / 2, "a tie counts against it"),
-    (
-        "tie, positive stored last",
-        "AP",
-        [0.5, 0.5, 0.1],
-        [0, 1, 0],
-        1 / 2,
-        "order of storage changes nothing",
-    ),
-    ("negative scores", "AP", [-0.1, -0.2, -0.3], [1, 0, 1], 5 / 6, "a ranking knows no sign"),
-    (
-        "one positive",
-        "P@5",
-        [0.9, 0.8, 0.7, 0.6, 0.5, 0.4],
-        [1, 0, 0, 0, 0, 0],
-        1 / 5,
-        "hits / k, not / min(k, R)",
-    ),
-    ("labels 2**24 and 2**24 + 1", "AP", [0.9, 0.8], [0, 1], 1 / 2, "labels as float32 collide: 1.0"),
-    (
-        "query is a duplicate",
-        "AP (leave-one-out)",
-        [],
-        [],
-        1 / 2,
-        "self is dropped by index, not as first result",
-    ),
-    ("small difference", "AP", [1.0, 1.0 - 2.0**-30], [1, 0], 1.0, "float64 scores rounded to float32 tie"),
-]
+CASES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 SELF = "leaves self to the caller"
+DIFFER = "Where libraries differ from the definitions of hamlet.metrics; values other than the hand result are bold."
 
 
 def embedded(case: str, scores: list, relevant: list) -> tuple:
     """(query, labels, gallery, labels) with those scores; no gallery in the leave-one-out case."""
-    if (
-        not scores
-    ):  # rows 0 and 1 are equal, of two classes; the AP of queries 0 and 2 is 1/2, query 1 has no positive
+    if not scores:
         return np.array([[1.0, 0.0], [1.0, 0.0], [0.6, 0.8]]), np.array([0, 1, 0]), None, None
-    base = 2**24 if "2**24" in case else 1
-    return (
-        np.ones((1, 1)),
-        np.array([base + 1]),
-        np.array(scores)[:, None],
-        np.where(relevant, base + 1, base),
-    )
+    one = (2**24 if "2**24" in case else 1) + 1
+    return np.ones((1, 1)), np.array([one]), np.array(scores)[:, None], np.where(relevant, one, one - 1)
 
 
 def hamlet(case, metric, scores, relevant):
@@ -127,21 +91,15 @@ def open_metric_learning(case, metric, scores, relevant):
     return measure(hits, torch.tensor([sum(relevant)]), top_k=(k,))[0]
 
 
-LIBRARIES = {
-    "hamlet": hamlet,
-    "scikit-learn": scikit_learn,
-    "torchmetrics": torchmetrics,
-    "pytrec_eval": pytrec_eval,
-    "pytorch-metric-learning": pytorch_metric_learning,
-    "faiss, sorted results": faiss_sorted,
-    "OML": open_metric_learning,
-}
+LIBRARIES = {"hamlet": hamlet, "scikit-learn": scikit_learn, "torchmetrics": torchmetrics}
+LIBRARIES |= {"pytrec_eval": pytrec_eval, "pytorch-metric-learning": pytorch_metric_learning}
+LIBRARIES |= {"faiss, sorted results": faiss_sorted, "OML": open_metric_learning}
 
 
-def answer(library, case, metric, scores, relevant) -> float | str:
+def answer(library, case: dict) -> float | str:
     """The library's value, or why there is none."""
     try:
-        value = library(case, metric, scores, relevant)
+        value = library(*(case[key] for key in ("case", "metric", "scores", "relevant")))
     except ImportError:
         return "not installed"
     except Exception as error:  # an error is an answer too: it goes into the table
@@ -149,21 +107,36 @@ def answer(library, case, metric, scores, relevant) -> float | str:
     return value if isinstance(value, str) else round(float(value), 6)
 
 
+def remake(root: Path) -> list[Path]:
+    """The table of the stored answers below ``root``: one row a case, one column a library."""
+    from hamlet.artifact.tables import write_table
+
+    if not (path := root / "results" / "benchmarks" / "library_differences.json").is_file():
+        return []
+    rows = []
+    for case in json.loads(path.read_text())["cases"]:
+        right, row = case["by hand"], {name: case[name] for name in ("case", "metric")}
+        row["by hand"] = f"{right:.4f}"
+        for name in sorted(case["answers"], key=lambda n: (n != "hamlet", n)):
+            value = case["answers"][name]
+            text = value if isinstance(value, str) else f"{value:.4f}"
+            wrong = not isinstance(value, str) and abs(value - right) > 1e-4
+            row[name] = f"**{text}**" if wrong else text
+        rows.append(row | {"why": case["why"]})
+    return write_table(pd.DataFrame(rows), root / "tables" / "benchmarks" / "library_differences", DIFFER)
+
+
 def main() -> None:
     from ranking import provenance
 
-    from hamlet.paths import write_json
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "benchmarks")
-    output = parser.parse_args().output
-    rows = []
-    for case, metric, scores, relevant, expected, why in CASES:
-        answers = {name: answer(f, case, metric, scores, relevant) for name, f in LIBRARIES.items()}
-        rows.append(
-            {"case": case, "metric": metric, "by hand": round(expected, 6), "why": why, "answers": answers}
-        )
-    write_json(output / "library_differences.json", {"cases": rows, "provenance": provenance()})
+    rows, root = [], paths.output_root()
+    for case in CASES:
+        row = {key: case[key] for key in ("case", "metric", "why")}
+        row["by hand"] = round(float(Fraction(case["by hand"])), 6)
+        rows.append(row | {"answers": {name: answer(f, case) for name, f in LIBRARIES.items()}})
+    content = {"cases": rows, "provenance": provenance()}
+    paths.write_json(root / "results" / "benchmarks" / "library_differences.json", content)
+    print("\n".join(map(str, remake(root))))
 
 
 if __name__ == "__main__":

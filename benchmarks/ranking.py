@@ -4,34 +4,36 @@
     python benchmarks/ranking.py --name threads --threads 1 2 4 --peers  # how the cost falls with threads
     python benchmarks/ranking.py --name sizes --sizes 10000 100000 1000000 --queries 1000 --peers
 
-Stores results/benchmarks/ranking/NAME.json; benchmarks/tables.py makes the tables from it. Every method runs in a
-process of its own on the same seeded vectors: first on 300 rows (imports, start of threads), then once with its
-resident memory watched ("extra MB" is the rise), then nine times for the medians, or until ten seconds are spent.
-CPU seconds are of all threads and stay comparable on a busy machine. "product" is the bare float32 matrix product.
+Stores results/benchmarks/ranking/NAME.json, from which ``remake`` makes the tables. Every method runs in a process of
+its own on the same seeded vectors: first on 300 rows (imports, start of threads), then once for the rise of its peak
+memory ("extra MB"), then nine times for the medians, or until ten seconds are spent. CPU seconds are of all threads and
+stay comparable on a busy machine. "product" is the bare float32 matrix product.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
+import resource
 import statistics
 import subprocess
-import sys
-import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-PACKAGES = {
-    "pytorch-metric-learning": "pytorch-metric-learning",
-    "OML": "open-metric-learning",
-    "torchmetrics": "torchmetrics",
-    "scikit-learn": "scikit-learn",
-}
+from hamlet import paths
+from hamlet.errors import one_line
+
+LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+COST = (
+    "Cost of exact mAP, {queries}, 128 dimensions, 100 classes: medians, each method in a process of its own. Read "
+    "the ratios: the seconds belong to one machine of {cores} cores on one day. Versions: {versions}."
+)
 
 
 def problem(size: int, queries: int, dimensions: int = 128, classes: int = 100) -> tuple:
@@ -79,7 +81,7 @@ def run_pml(q, ql, g, gl, threads):
     return calculator.get_accuracy(*arrays)["mean_average_precision"]
 
 
-def _scores(q, ql, g, gl) -> tuple:
+def scores(q, ql, g, gl) -> tuple:
     """Scores and relevance (Q, N), leave-one-out without the diagonal."""
     import torch
 
@@ -94,7 +96,7 @@ def _scores(q, ql, g, gl) -> tuple:
 def run_oml(q, ql, g, gl, threads):
     from oml.functional.metrics import calc_map
 
-    score, hit = _scores(q, ql, g, gl)
+    score, hit = scores(q, ql, g, gl)
     hit = hit.gather(1, score.argsort(dim=1, descending=True))
     return float(calc_map(hit, hit.sum(1), top_k=(hit.shape[1],))[0].mean())
 
@@ -103,7 +105,7 @@ def run_torchmetrics(q, ql, g, gl, threads):
     import torch
     from torchmetrics.retrieval import RetrievalMAP
 
-    score, hit = _scores(q, ql, g, gl)
+    score, hit = scores(q, ql, g, gl)
     index = torch.arange(len(q))[:, None].expand_as(score)
     score += 2  # 1.9 counts positives of score <= 0 as irrelevant
     return float(RetrievalMAP(empty_target_action="skip")(score.flatten(), hit.flatten(), index.flatten()))
@@ -120,26 +122,9 @@ def run_sklearn(q, ql, g, gl, threads):
     return float(np.mean(values))
 
 
-RUN = {"product": run_product, "hamlet": run_hamlet, "pytorch-metric-learning": run_pml, "OML": run_oml}
-RUN |= {"torchmetrics": run_torchmetrics, "scikit-learn": run_sklearn}
-
-
-def watched(run, *arguments) -> float:
-    """Rise of the resident memory while ``run`` works, in MB, looked up every 2 ms."""
-    import psutil
-
-    process, done, peak = psutil.Process(), threading.Event(), []
-
-    def watch() -> None:
-        while not done.wait(0.002):
-            peak.append(process.memory_info().rss)
-
-    start, thread = process.memory_info().rss, threading.Thread(target=watch)
-    thread.start()
-    run(*arguments)
-    done.set()
-    thread.join()
-    return (max([start, *peak]) - start) / 2**20
+PEERS = {"pytorch-metric-learning": run_pml, "OML": run_oml}
+PEERS |= {"torchmetrics": run_torchmetrics, "scikit-learn": run_sklearn}
+RUN = {"product": run_product, "hamlet": run_hamlet, **PEERS}
 
 
 def worker(name: str, size: int, queries: int, threads: int) -> dict:
@@ -149,38 +134,68 @@ def worker(name: str, size: int, queries: int, threads: int) -> dict:
     torch.set_num_threads(threads)
     RUN[name](*problem(300, min(queries, 30), classes=10), threads)
     data, wall, cpu, value = problem(size, queries), [], [], None
-    memory = watched(RUN[name], *data, threads)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    RUN[name](*data, threads)
+    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     while len(cpu) < 9 and sum(cpu) < 10:
         t, c = time.perf_counter(), time.process_time()
         value = RUN[name](*data, threads)
         wall.append(time.perf_counter() - t)
         cpu.append(time.process_time() - c)
-    return {"wall": statistics.median(wall), "cpu": statistics.median(cpu), "memory": memory, "mAP": value}
+    found = {"wall": statistics.median(wall), "cpu": statistics.median(cpu), "memory": memory, "mAP": value}
+    return {key: v if v is None else float(f"{v:.10g}") for key, v in found.items()}
 
 
 def measure(name: str, size: int, queries: int, threads: int) -> dict:
     """The worker's answer in a process of its own, or the reason why there is none."""
     given = {"method": name, "size": size, "queries": queries, "threads": threads}
-    limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    command = [sys.executable, __file__, "--worker", json.dumps([name, size, queries, threads])]
-    done = subprocess.run(command, env=os.environ | limits, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
-        return given | {"note": last[:100]}
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    return given | {k: v if v is None else float(f"{v:.10g}") for k, v in found.items()}
+    os.environ |= dict.fromkeys(LIMITS, str(threads))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return given | pool.submit(worker, name, size, queries, threads).result()
+        except Exception as error:  # a peer that fails, or is killed for its memory, is a row too
+            return given | {"note": f"{type(error).__name__}: {error}"[:100]}
 
 
 def provenance() -> dict:
     """Commit, versions and machine, for every stored measurement."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    packages = ["numpy", "scipy", "torch", *PACKAGES.values()]
-    known = {d.metadata["Name"].lower(): d.version for d in metadata.distributions()}
-    versions = {name: known[name] for name in packages if name in known}
+    asked = ["git", "rev-parse", "HEAD"]
+    commit = subprocess.run(asked, cwd=paths.ROOT, capture_output=True, text=True, check=False)
+    wanted = {"numpy", "scipy", "torch", "open-metric-learning", *PEERS}
+    versions = {d.name: d.version for d in metadata.distributions() if d.name.lower() in wanted}
     machine = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
     return {"commit": commit.stdout.strip() or None, "versions": versions, **machine}
+
+
+def tabled(stored: dict) -> tuple[pd.DataFrame, str]:
+    """Cost of each method beside the bare product of the same problem, and the caption."""
+    measured, where, rows = stored["measured"], stored["provenance"], []
+    same = {(m["method"], m["size"], m["threads"]): m for m in measured}
+    for m in measured:
+        product, ours = (same[method, m["size"], m["threads"]] for method in ("product", "hamlet"))
+        row = {"gallery": f"{m['size']:,}", "threads": str(m["threads"]), "method": m["method"]}
+        if "cpu" in m:
+            row |= {"CPU / product": f"{m['cpu'] / product['cpu']:.2f}", "CPU s": f"{m['cpu']:.2f}"}
+            row |= {"wall s": f"{m['wall']:.2f}", "extra MB": f"{m['memory']:.0f}"}
+        if m.get("mAP") is not None:
+            row |= {"mAP": f"{m['mAP']:.8f}", "mAP less hamlet's": f"{m['mAP'] - ours['mAP']:+.1e}"}
+        rows.append(row | {"note": m.get("note", "")})
+    queries = f"{measured[0]['queries']} queries" if measured[0]["queries"] else "leave-one-out"
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(where["versions"].items()))
+    return pd.DataFrame(rows).fillna(""), COST.format(
+        queries=queries, cores=where["cores"], versions=versions
+    )
+
+
+def remake(root: Path) -> list[Path]:
+    """The tables of all stored measurements below ``root``; the same bytes for the same measurements."""
+    from hamlet.artifact.tables import write_table
+
+    made = []
+    for path in sorted((root / "results" / "benchmarks" / "ranking").glob("*.json")):
+        table, caption = tabled(json.loads(path.read_text()))
+        made += write_table(table, root / "tables" / "benchmarks" / f"ranking_{path.stem}", caption)
+    return made
 
 
 def main() -> None:
@@ -189,26 +204,18 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10000], help="of the gallery")
     parser.add_argument("--queries", type=int, default=0, help="0: leave-one-out over the gallery")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
-    parser.add_argument("--peers", nargs="*", choices=list(PACKAGES), default=list(PACKAGES))
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "benchmarks" / "ranking")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    a = parser.parse_args()
-    if a.worker:
-        print(json.dumps(worker(*json.loads(a.worker))))
-        return
-    from hamlet.paths import write_json
-
-    rows = []
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
+    a, rows, root = parser.parse_args(), [], paths.output_root()
     for size in a.sizes:
         for threads in a.threads:
             for name in ["product", "hamlet", *a.peers]:
                 rows.append(measure(name, size, a.queries, threads))
                 print(rows[-1], flush=True)
-    write_json(a.output / f"{a.name}.json", {"measured": rows, "provenance": provenance()})
+    stored = {"measured": rows, "provenance": provenance()}
+    paths.write_json(root / "results" / "benchmarks" / "ranking" / f"{a.name}.json", stored)
+    print("\n".join(map(str, remake(root))))
 
 
 if __name__ == "__main__":
-    from hamlet.errors import one_line
-
     with one_line():
         main()

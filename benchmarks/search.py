@@ -26,14 +26,9 @@ from hamlet.search import Index
 
 K, DIMENSIONS = 10, 128
 SETTINGS = {"flat": ("", [None]), "ivfpq": ("probes", [1, 4, 16, 64]), "hnsw": ("effort", [16, 64, 256])}
-DIGITS = {
-    "recall@10": 3,
-    "queries_per_second": 0,
-    "faiss_queries_per_second": 0,
-    "times_flat": 2,
-    "bytes_per_image": 0,
-}
-DIGITS |= {"build_seconds": 1, "faiss_build_seconds": 1, "add_milliseconds": 2, "memory_mb": 0}
+DIGITS = {"recall@10": 3, "queries_per_second": 0, "faiss_queries_per_second": 0, "times_flat": 2}
+DIGITS |= {"bytes_per_image": 0, "build_seconds": 1, "faiss_build_seconds": 1}
+DIGITS |= {"add_milliseconds": 2, "memory_mb": 0}
 
 
 def vectors(n: int, classes: int, draw: int) -> np.ndarray:
@@ -61,11 +56,8 @@ def measure(size: int, queries: int, kind: str) -> list[dict]:
     """One row per setting of one kind, in a process of its own, so that the memory is its own."""
     faiss.omp_set_num_threads(1)
     classes = max(10, size // 100)
-    asked, rows, names = (
-        vectors(queries, classes, 0),
-        vectors(size, classes, 1),
-        [f"{i}.jpg" for i in range(size)],
-    )
+    asked, rows = vectors(queries, classes, 0), vectors(size, classes, 1)
+    names = [f"{i}.jpg" for i in range(size)]
     exact = faiss.IndexFlatIP(DIMENSIONS)
     exact.add(rows)
     truth, flat = exact.search(asked, K)[1], seconds(lambda: exact.search(asked, K))
@@ -104,26 +96,23 @@ def measure(size: int, queries: int, kind: str) -> list[dict]:
     return found
 
 
-def remake(root: Path | None = None) -> list[Path]:
-    """Tables and figure of search from results/search below ``root``; the same bytes for the same results."""
+def remake(root: Path) -> list[Path]:
+    """Table and figure of search from results/search below ``root``; the same bytes for the same results."""
     from hamlet.artifact import figures, tables
 
-    root = root or paths.output_root()
     stored = sorted((root / "results" / "search").glob("*.json"), key=lambda p: int(p.stem))
+    if not stored:
+        return []
     data = pd.DataFrame([row for path in stored for row in json.loads(path.read_text())]).round(DIGITS)
     earlier = data.pop("earlier").eq(True) if "earlier" in data else pd.Series(False, data.index)
     data = data[["size", "dimensions", "kind", "setting", "value", *DIGITS, "threads"]]
     text = data.drop(columns="threads").astype(object).where(data.notna(), "").astype(str)
-    caption = (
-        f"Recall, speed and memory of hamlet.search on {figures.search_conditions(data)}, beside bare faiss."
-    )
+    where = figures.search_conditions(data)
+    caption = f"Recall, speed and memory of hamlet.search on {where}, beside bare faiss."
     remark = f"{earlier.sum()} rows are of an earlier version with the same faiss kinds; empty: not measured"
-    stem, remarks = root / "tables" / "search" / "recall_speed_memory", [remark] if earlier.any() else []
-    table = tables.write_table(text, stem, caption, remarks)
-    return [
-        *table,
-        *figures.save_figure(figures.search_tradeoff(data), root / "figures/search/recall_speed", data),
-    ]
+    stem, figure = root / "tables/search/recall_speed_memory", root / "figures/search/recall_speed"
+    table = tables.write_table(text, stem, caption, [remark] if earlier.any() else [])
+    return [*table, *figures.save_figure(figures.search_tradeoff(data), figure, data)]
 
 
 def main() -> None:
@@ -139,7 +128,7 @@ def main() -> None:
             rows = [row for kind in SETTINGS for row in pool.apply(measure, (size, given.queries, kind))]
         paths.write_json(paths.output_root() / "results" / "search" / f"{size}.json", rows)
         print(pd.DataFrame(rows).round(DIGITS).to_string(index=False))
-    print("\n".join(map(str, remake())))
+    print("\n".join(map(str, remake(paths.output_root()))))
 
 
 if __name__ == "__main__":

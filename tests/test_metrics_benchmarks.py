@@ -3,7 +3,11 @@
 import importlib.util
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pandas as pd
@@ -12,27 +16,36 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+def load(path: str):
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-ranking, differences, tables = load("ranking"), load("library_differences"), load("tables")
+ranking, differences = load("benchmarks/ranking.py"), load("benchmarks/library_differences.py")
 
 
 @pytest.mark.parametrize("queries", [0, 12])
-@pytest.mark.parametrize("peer", [p for p in ranking.PACKAGES if p != "OML"])
+@pytest.mark.parametrize("peer", [p for p in ranking.PEERS if p != "OML"])
 def test_peers_agree_where_there_are_no_ties(peer, queries):
     data = ranking.problem(150, queries, 16, 5)
     assert ranking.RUN[peer](*data, 1) == pytest.approx(ranking.run_hamlet(*data, 1), abs=2e-6)
 
 
-@pytest.mark.parametrize("case", differences.CASES, ids=lambda case: case[0])
+@pytest.mark.parametrize("case", differences.CASES, ids=lambda case: case["case"])
 def test_hamlet_gives_the_hand_results(case):
-    name, metric, scores, relevant, expected, _ = case
-    assert math.isclose(differences.hamlet(name, metric, scores, relevant), expected, abs_tol=1e-12)
+    right = float(Fraction(case["by hand"]))
+    assert differences.answer(differences.hamlet, case) == pytest.approx(right, abs=1e-6)
+    given = (case[key] for key in ("case", "metric", "scores", "relevant"))
+    assert math.isclose(differences.hamlet(*given), right, abs_tol=1e-12)
+
+
+def test_the_stored_answers_are_those_of_today():
+    stored = json.loads((ROOT / "results" / "benchmarks" / "library_differences.json").read_text())["cases"]
+    for case, answers in zip(differences.CASES, stored, strict=True):
+        for name in ("hamlet", "scikit-learn", "torchmetrics", "pytrec_eval", "faiss, sorted results"):
+            assert differences.answer(differences.LIBRARIES[name], case) == answers["answers"][name], case
 
 
 def test_an_absent_or_failing_library_is_named_in_the_table():
@@ -42,21 +55,18 @@ def test_an_absent_or_failing_library_is_named_in_the_table():
     def failing(*_):
         raise RuntimeError("broken")
 
-    assert differences.answer(absent, *differences.CASES[0][:4]) == "not installed"
-    assert differences.answer(failing, *differences.CASES[0][:4]) == "RuntimeError: broken"
+    assert differences.answer(absent, differences.CASES[0]) == "not installed"
+    assert differences.answer(failing, differences.CASES[0]) == "RuntimeError: broken"
 
 
-def test_a_measurement_is_stored_and_becomes_a_table(tmp_path, monkeypatch):
+def test_a_measurement_is_stored_and_becomes_a_table(tmp_path):
     """The whole road at a small size; a peer that fails says why in its row."""
-    stored = tmp_path / "results" / "benchmarks" / "ranking"
-    words = ["ranking.py", "--sizes", "300", "--peers", "OML", "--name", "small", "--output", str(stored)]
-    monkeypatch.setattr("sys.argv", words)
-    monkeypatch.setenv("PYTHONPATH", "")
-    ranking.main()
-    record = json.loads((stored / "small.json").read_text())
+    command = [sys.executable, "benchmarks/ranking.py", "--sizes", "300", "--peers", "OML", "--name", "small"]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"HAMLET_OUTPUT": str(tmp_path)}, check=True)
+    record = json.loads((tmp_path / "results" / "benchmarks" / "ranking" / "small.json").read_text())
     assert [m["method"] for m in record["measured"]] == ["product", "hamlet", "OML"]
     assert record["measured"][1]["mAP"] > 0.1 and record["provenance"]["versions"]["numpy"]
-    assert tables.remake(tmp_path / "results", tmp_path / "tables") == ["ranking_small"]
+    assert record["measured"][2].get("mAP") or "Error" in record["measured"][2]["note"]
     table = pd.read_csv(tmp_path / "tables" / "benchmarks" / "ranking_small.csv")
     assert table["CPU / product"][0] == 1 and table["mAP less hamlet's"][1] == 0
 
@@ -66,11 +76,9 @@ COMMITTED = ROOT / "tables" / "benchmarks"
 
 def test_the_committed_tables_come_back_byte_for_byte(tmp_path):
     shutil.copytree(ROOT / "results" / "benchmarks", tmp_path / "results" / "benchmarks")
-    made = tables.remake(tmp_path / "results", tmp_path / "tables")
-    assert {f"{name}{end}" for name in made for end in (".csv", ".md", ".tex")} == {
-        path.name for path in COMMITTED.iterdir()
-    }
-    for path in (tmp_path / "tables" / "benchmarks").iterdir():
+    made = ranking.remake(tmp_path) + differences.remake(tmp_path)
+    assert {path.name for path in made} == {path.name for path in COMMITTED.iterdir()}
+    for path in made:
         assert path.read_bytes() == (COMMITTED / path.name).read_bytes(), path.name
 
 
@@ -89,7 +97,7 @@ def test_committed_threads_share_the_work_and_add_little():
 
 
 def test_a_look_is_written_under_its_own_columns(tmp_path):
-    looks, path = load("looks"), tmp_path / "looks.csv"
+    looks, path = load("workflow/looks.py"), tmp_path / "looks.csv"
     path.write_text("run,fold,mAP,HAP\nfirst,0,0.7923,0.7596\nsecond,1,0.7037,\n")
     looks.record(path, {"run": "third", "mAP": 0.5, "epochs": 6, "fold": 1})
     assert path.read_text().splitlines() == [

@@ -310,9 +310,8 @@ def everything(jobs: int, dry_run: bool) -> int:
     if dry_run:
         return 0
     root = paths.output_root()
-    runpy.run_path(str(paths.ROOT / "benchmarks" / "tables.py"))["remake"](root / "results", root / "tables")
-    if any((root / "results" / "search").glob("*.json")):
-        runpy.run_path(str(paths.ROOT / "benchmarks" / "search.py"))["remake"](root)
+    for name in ("ranking", "library_differences", "search"):
+        runpy.run_path(str(paths.ROOT / "benchmarks" / f"{name}.py"))["remake"](root)
     with only_one(slots) as locks:
         return snakemake(slots, jobs, locks, *report_list(), stored=1, once=1)
 

@@ -1,8 +1,8 @@
 """One look at a setting: train, read the validation protocol, append a row to results/tuning/<profile>.csv.
 
 Hyperparameters are chosen from these rows alone; query and gallery of the headline protocols are never looked at.
-    python benchmarks/looks.py pretrained grocery_unseen gem_efficientnetlite0 --set epochs=4 scale=32.0
-    python benchmarks/looks.py pretrained grocery_unseen gem_efficientnetlite0 --fold 0
+    python workflow/looks.py pretrained grocery_unseen gem_efficientnetlite0 --set epochs=4 scale=32.0
+    python workflow/looks.py pretrained grocery_unseen gem_efficientnetlite0 --fold 0
 With --fold 0 or 1 the classes of training and validation together are cut in two, half of every coarse class each: one
 half is trained on, the other asked. Both folds tell methods apart where a validation part of a few classes cannot.
 """
