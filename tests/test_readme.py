@@ -47,20 +47,25 @@ def test_tables_and_sentences_are_the_files():
 
 
 def test_the_sentence_on_standing_has_its_directions_right(tmp_path):
-    folder = tmp_path / "pets"
-    folder.mkdir()
-    rows = [("HAMLET_A", 0.3), ("HAMLET_B", 0.5), ("MACE_A", 0.6), ("SPARSE_A", None)]
-    pd.DataFrame(rows, columns=["Model", "mAP"]).to_csv(folder / "table1_accuracy.csv", index=False)
-    assert standing([folder]) == "On `pets` HAMLET_B is number 2 of 3 in mAP."
-    controls = pd.DataFrame(
-        [("HAMLET_A (no text)", 0.9), ("HAMLET_B (no text)", 0.45)], columns=["Model", "mAP"]
-    )
-    controls.to_csv(folder / "table1_controls.csv", index=False)
-    assert standing([folder]).endswith("number 2 of 3 in mAP, and text changes its mAP by +0.0500.")
+    folder, figure = tmp_path / "tables" / "p" / "pets", tmp_path / "figures" / "p" / "pets" / "accuracy.csv"
+    figure.parent.mkdir(parents=True)
+    rows = [("HAMLET_A", "report", 0.3), ("HAMLET_B", "report", 0.5), ("MACE_A", "report", 0.6)]
+    rows += [("SPARSE_A", "report", None)]
+
+    def said(*more: tuple, seeds: int = 1) -> str:
+        table = pd.DataFrame([*rows, *more], columns=["model", "group", "mean"])
+        table = table.assign(seeds=seeds, lowest_seed=table["mean"] - 0.01, highest_seed=table["mean"] + 0.02)
+        other = table.assign(metric="P@1", mean=1 - table["mean"])
+        pd.concat([other, table.assign(metric="mAP")]).to_csv(figure, index=False)
+        return standing([folder])
+
+    assert said() == "On `pets` HAMLET_B is number 2 of 3 in mAP: 0.5000."
+    assert said(seeds=3).endswith("in mAP: 0.5000 (3 seeds, 0.4900 to 0.5200).")
+    bare = [("HAMLET_A (no text)", "control", 0.9), ("HAMLET_B (no text)", "control", 0.45)]
+    assert said(*bare).endswith("number 2 of 3 in mAP: 0.5000; text changes it by +0.0500.")
     for value, where in ((0.4, "below"), (0.7, "above")):
-        controls.loc[2] = ["GeM_B", value]
-        controls.to_csv(folder / "table1_controls.csv", index=False)
-        assert standing([folder]).endswith(f"; the best control, GeM_B, lies {where} it with {value:.4f}.")
+        told = said(*bare, ("GeM_B", "control", value), ("MLP_B", "control", 0.1))
+        assert told.endswith(f"; the best control, GeM_B, lies {where} it: {value:.4f}.")
 
 
 def test_the_sentence_on_text_gives_each_data_set_its_own_figures(tmp_path):

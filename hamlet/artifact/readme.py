@@ -17,26 +17,33 @@ SHOWN = re.compile(r"<!-- begin (tables/\S+)/table1_accuracy\.md -->")
 
 
 def standing(folders: list[Path]) -> str:
-    """For each folder of tables: HAMLET's rank in mAP among the rows of Table 1, what text changes, best control."""
+    """For each folder of tables, from the frame of its accuracy figure: HAMLET's rank in mAP among the rows of Table 1,
+    what text changes, the best control; mAP with its range over seeds where there are several."""
     said = []
     for folder in folders:
-        values = pd.read_csv(folder / "table1_accuracy.csv", index_col="Model")["mAP"]
-        values = pd.to_numeric(values, errors="coerce").dropna()
-        best = values[values.index.str.startswith("HAMLET")].idxmax()
+        file = folder.parents[2] / "figures" / folder.parent.name / folder.name / "accuracy.csv"
+        rows = pd.read_csv(file).query("metric == 'mAP'").dropna(subset="mean").set_index("model")
+        ranked, means = rows[rows["group"] == "report"], rows["mean"]
+        best = ranked.loc[ranked.index.str.startswith("HAMLET"), "mean"].idxmax()
+        place = (ranked["mean"] > means[best]).sum() + 1
         sentence = (
-            f"On `{folder.name}` {best} is number {(values > values[best]).sum() + 1} of {len(values)} in mAP"
+            f"On `{folder.name}` {best} is number {place} of {len(ranked)} in mAP: {_value(rows, best)}"
         )
-        bare, controls = f"{best} (no text)", folder / "table1_controls.csv"
-        if controls.is_file():
-            rows = pd.to_numeric(pd.read_csv(controls, index_col="Model")["mAP"], errors="coerce").dropna()
-            if bare in rows.index:
-                sentence += f", and text changes its mAP by {values[best] - rows[bare]:+.4f}"
-            others = rows[~rows.index.str.startswith("HAMLET")]
-            if len(others):
-                where = "below" if others.max() < values[best] else "above"
-                sentence += f"; the best control, {others.idxmax()}, lies {where} it with {others.max():.4f}"
+        if (bare := f"{best} (no text)") in means:
+            sentence += f"; text changes it by {means[best] - means[bare]:+.4f}"
+        others = rows[(rows["group"] == "control") & ~rows.index.str.startswith("HAMLET")]
+        if len(others):
+            other = others["mean"].idxmax()
+            where = "below" if means[other] < means[best] else "above"
+            sentence += f"; the best control, {other}, lies {where} it: {_value(rows, other)}"
         said.append(sentence + ".")
     return "\n".join(said)
+
+
+def _value(rows: pd.DataFrame, model: str) -> str:
+    row = rows.loc[model]
+    seeds = f" ({row['seeds']} seeds, {row['lowest_seed']:.4f} to {row['highest_seed']:.4f})"
+    return f"{row['mean']:.4f}" + (seeds if row["seeds"] > 1 else "")
 
 
 def language(folders: list[Path]) -> str:
