@@ -100,9 +100,8 @@ class Transformer:
         """N sentences -> float32 (N, dim), L2-normalised."""
         tokenizer, model = self._load()
         rows: list[np.ndarray] = [np.empty(0)] * len(sentences)
-        order = sorted(
-            range(len(sentences)), key=lambda i: len(sentences[i])
-        )  # like lengths together: less padding
+        # like lengths together: less padding
+        order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             # a tower knows as many positions as its configuration says; sentences beyond 256 tokens are cut
@@ -171,9 +170,8 @@ def encode_text(sentences: Sequence[str], teacher: str | Teacher = "sentence") -
     unique = sorted(set(sentences))
     row = {s: i for i, s in enumerate(unique)}
     chosen = [row[s] for s in sentences]
-    if (
-        teacher.name != "sentence"
-    ):  # only the packaged teacher is known by a hash, so only its vectors are kept
+    # only the packaged teacher is known by a hash, so only its vectors are kept
+    if teacher.name != "sentence":
         return teacher.encode(unique)[chosen]
     key = hashlib.sha256("\x1f".join([SENTENCE_SHA256, *unique]).encode()).hexdigest()
     path = cache_dir() / "captions" / f"{key}.npy"

@@ -4,7 +4,7 @@ No metric needs a full ranking: the positives are taken out of a block of float6
 sorted, and each positive is looked up in it. Two scores tie when they differ by at most ``TIE`` times the norm of
 the query and the largest of the gallery. A matrix product's last bits depend on its shape; where a score lies so
 close to the edge of a tie that they could decide, the query is measured again with sums of a fixed order. So
-nothing depends on blocks, threads or order. ``hamlet.relevance`` checks labels and lists.
+nothing depends on blocks, threads or order. ``hamlet.arguments`` checks labels and lists.
 """
 
 import threading
@@ -125,9 +125,8 @@ def hierarchical_metrics(
         near, far = (_take(block, rows[kept], cols[kept]) for kept in (same, ~same))
         size = [(x > -np.inf).sum(axis=1) for x in (near, far)]
         rel = [level / np.maximum(n, 1) for level, n in zip((1, 0.5**alpha), size, strict=True)]
-        edge = (
-            tie * np.where(rel[0] >= rel[1], -1, 1)[:, None]
-        )  # of the two that tie, the less relevant first
+        # of the two that tie, the less relevant first
+        edge = tie * np.where(rel[0] >= rel[1], -1, 1)[:, None]
         rest, total, unsure = _rising(block), 0.0, False
         for own, other, weight, shift in ((near, far, rel[0], edge), (far, near, rel[1], -edge)):
             negatives, open_negatives = _ahead(rest, own - tie, band)
@@ -173,9 +172,8 @@ class _Scores:
             return (self.query[index] @ self.gallery.T).toarray()
         if torch.is_tensor(self.query) and not fixed:
             return _float64(self.query[torch.from_numpy(index).to(self.query.device)]) @ self.gallery.T
-        if not hasattr(self.kept, "out") or len(self.kept.out) < len(
-            index
-        ):  # one a thread: fresh memory would cost a tenth
+        # one a thread: fresh memory would cost a tenth
+        if not hasattr(self.kept, "out") or len(self.kept.out) < len(index):
             self.kept.out = np.empty((len(index), self.shape[1]))
         query, out = _float64(_numpy(self.query)[index]), self.kept.out[: len(index)]
         whole = self.gallery.dtype == np.float64 and not fixed

@@ -111,9 +111,8 @@ class Build:
         self.runs = profiles.expand(self.profile, self.dataset, options.models, options.seeds)
         self.base = paths.results_dir(self.profile, self.dataset)
         own = {run.run_name for run in self.runs if run.profile == self.profile}
-        self.over = (
-            own if options.fresh else set()
-        )  # configurations that --fresh makes again, all their seeds
+        # configurations that --fresh makes again, all their seeds
+        self.over = own if options.fresh else set()
         self.keep = options.keep or (KEEP.is_file() and not options.retrain)
         self.images = self.loaded["estimate"]["images"]  # to be trained on, as far as is known
         self.verify(None)
@@ -330,9 +329,8 @@ def carry_out(build: Build, jobs: int, options: argparse.Namespace, locks: list[
         print(
             "\nNot everything could be made; what was finished is kept. The same command goes on from here."
         )
-        for log in sorted(
-            (paths.output_root() / "logs").rglob("*.log")
-        ):  # --quiet rules hides them in Snakemake
+        # --quiet rules hides them in Snakemake
+        for log in sorted((paths.output_root() / "logs").rglob("*.log")):
             last = (log.read_text(errors="replace").strip() or " ").splitlines()[-1]
             if log.stat().st_mtime > started and re.match(r"error: |[\w.]*(Error|Exception)\b", last):
                 print(f"  {log.stem}: {last}; more in {shown(log)}")

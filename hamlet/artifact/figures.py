@@ -116,10 +116,11 @@ def _bars(
             place, row[value], 0.72, color=COLOURS[row["backbone"]], edgecolor="black", lw=0.6, hatch=hatch
         )
         if not pd.isna(row[low]):
+            # a light edge, seen on hatching in grey too
             for colour, width in (
                 ("white", 3.3),
                 ("black", 1.3),
-            ):  # a light edge, seen on hatching in grey too
+            ):
                 whisker = {"color": colour, "lw": width, "marker": "|", "ms": 5, "mew": width}
                 axis.plot([row[low], row[high]], [place, place], **whisker)
         if row.get("seeds", 0) > 1:

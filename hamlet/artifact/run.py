@@ -401,11 +401,12 @@ def make(
             execute("01_train_evaluate", work / "executed.ipynb", asked)
         if not (work / "result.json").is_file():
             raise HamletError(f"{run}: the notebook ended without a result; see {work / 'executed.ipynb'}")
+        # the latter of killed processes
         for rest in [
             stamp,
             *work.glob("checkpoint*"),
             *work.glob(".*.partial*"),
-        ]:  # the latter of killed processes
+        ]:
             rest.unlink(missing_ok=True)
         if target.is_dir():
             target.rmdir()  # empty, or _there would have said so

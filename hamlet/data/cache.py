@@ -111,9 +111,8 @@ def cached(stem: str, key: str, count: int, size: int, rows: Iterable[np.ndarray
     if (found := _read(array, shape)) is None:
         _sweep(folder)
         with FileLock(array.with_suffix(".lock")):
-            if (
-                not array.exists() or _read(array, shape) is None
-            ):  # another process may have built it meanwhile
+            # another process may have built it meanwhile
+            if not array.exists() or _read(array, shape) is None:
                 _write(array, count, size, rows)
         found = _read(array, shape)
         if found is None:

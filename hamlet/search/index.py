@@ -202,9 +202,8 @@ class Index:
         found = found[found["id"] >= 0].reset_index(drop=True)  # approximate kinds may find fewer than k
         root = self.about.get("root", "")
         names = [os.path.join(root, self.paths[i]) for i in found["id"].tolist()]
-        found.insert(
-            3, "path", pd.Series(names, dtype=object)
-        )  # a str column refuses names that are no UTF-8
+        # a str column refuses names that are no UTF-8
+        found.insert(3, "path", pd.Series(names, dtype=object))
         return found
 
     def _nearest(self, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
