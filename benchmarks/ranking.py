@@ -182,9 +182,7 @@ def tabled(stored: dict) -> tuple[pd.DataFrame, str]:
         rows.append(row | {"note": m.get("note", "")})
     queries = f"{measured[0]['queries']} queries" if measured[0]["queries"] else "leave-one-out"
     versions = ", ".join(f"{name} {version}" for name, version in sorted(where["versions"].items()))
-    return pd.DataFrame(rows).fillna(""), COST.format(
-        queries=queries, cores=where["cores"], versions=versions
-    )
+    return pd.DataFrame(rows).fillna(""), COST.format(queries=queries, cores=where["cores"], versions=versions)
 
 
 def remake(root: Path) -> list[Path]:

@@ -81,8 +81,7 @@ def measure(size: int, queries: int, kind: str) -> list[dict]:
         elif kind == "ivfpq":
             bare.nprobe = value
         turns = [
-            (seconds(lambda: index.query(asked, K), 1), seconds(lambda: bare.search(asked, K), 1))
-            for _ in range(7)
+            (seconds(lambda: index.query(asked, K), 1), seconds(lambda: bare.search(asked, K), 1)) for _ in range(7)
         ]
         ours, theirs = np.min(turns, axis=0)  # in turns, so that other work on the machine meets both
         hits = [len(set(a) & set(b)) / K for a, b in zip(ids, truth, strict=True)]
@@ -116,9 +115,7 @@ def remake(root: Path) -> list[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--remake", action="store_true", help="measure nothing")

@@ -24,16 +24,12 @@ from hamlet.paths import ROOT, data_roots
 from hamlet.search import Index, page
 
 IMAGES, LIMIT, PORT = ROOT / "docs" / "images", 300_000, 8123
-FLAGS = (
-    "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking hide-scrollbars"
-)
+FLAGS = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking hide-scrollbars"
 
 
 def choose(source: Path | None, folder: Path) -> list[Path]:
     """Copy photos spread over a folder's classes, and a smaller, recompressed copy of three of them."""
-    source = source or next(
-        p for r in data_roots() if (p := r / "GroceryStoreDataset/dataset/test/Fruit").is_dir()
-    )
+    source = source or next(p for r in data_roots() if (p := r / "GroceryStoreDataset/dataset/test/Fruit").is_dir())
     names = scan(source)[0]
     chosen = [names[i * len(names) // 100] for i in range(100)] if len(names) > 100 else names
     for name in chosen:
@@ -57,9 +53,7 @@ def store(browser: webdriver.Chrome, name: str, width: int, height: int) -> None
     time.sleep(1)
     picture = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
     for scale in (1.0, 0.85, 0.7, 0.6, 0.5):
-        small = picture.resize(
-            (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS
-        )
+        small = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
         small.quantize(256, dither=Image.Dither.NONE).save(IMAGES / f"{name}.png", optimize=True)
         if (IMAGES / f"{name}.png").stat().st_size < LIMIT:
             break
@@ -74,15 +68,11 @@ def groups(index: Index, told: str) -> str:
             for i in group
         )
         rows += f"<ol>{''.join(pictures)}</ol>"
-    return page.render(
-        "$ hamlet duplicates fruit-index", f"{rows}<p>{html.escape(told.splitlines()[-1])}</p>"
-    )
+    return page.render("$ hamlet duplicates fruit-index", f"{rows}<p>{html.escape(told.splitlines()[-1])}</p>")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path)
     given = parser.parse_args()
     IMAGES.mkdir(parents=True, exist_ok=True)
@@ -98,14 +88,10 @@ def main() -> None:
         hamlet("page", index, file, "--queries", chosen[5], chosen[48], chosen[70])
         browser.get(file.as_uri())
         store(browser, "page", 1000, 900)
-        Path(folder, "groups.html").write_text(
-            groups(Index.load(index), hamlet("duplicates", index)), encoding="utf-8"
-        )
+        Path(folder, "groups.html").write_text(groups(Index.load(index), hamlet("duplicates", index)), encoding="utf-8")
         browser.get(Path(folder, "groups.html").as_uri())
         store(browser, "duplicates", 800, 900)
-        server = subprocess.Popen(
-            [sys.executable, "-m", "hamlet", "serve", index, "--port", str(PORT)], cwd=ROOT
-        )
+        server = subprocess.Popen([sys.executable, "-m", "hamlet", "serve", index, "--port", str(PORT)], cwd=ROOT)
         try:
             for _ in range(120):
                 time.sleep(1)

@@ -75,16 +75,12 @@ def rows(values, name: str) -> tuple[np.ndarray | Csr | torch.Tensor, np.ndarray
 def one_hot(query, gallery, names: tuple[str, str], of, several: bool = True) -> list[Csr]:
     """Labels of both sides as boolean matrices (rows, labels) with common columns; of: their scores."""
     if of.alone != (gallery is None):
-        raise HamletError(
-            f"{names[1]}: {'given without a gallery' if of.alone else 'missing for the gallery'}"
-        )
+        raise HamletError(f"{names[1]}: {'given without a gallery' if of.alone else 'missing for the gallery'}")
     sides = [_labels(query, names[0], of.shape[0], several)]
     sides += [] if of.alone else [_labels(gallery, names[1], of.shape[1], several)]
     if len(forms := sorted({form for form, flat, _ in sides if flat})) > 1:
         raise HamletError(f"{' and '.join(names)}: cannot compare {' with '.join(forms)}; pass the same kind")
-    known = {
-        label: column for column, label in enumerate(dict.fromkeys(x for side in sides for x in side[1]))
-    }
+    known = {label: column for column, label in enumerate(dict.fromkeys(x for side in sides for x in side[1]))}
     hot = []
     for _, flat, ends in sides:
         columns, size = (
@@ -101,26 +97,20 @@ def cameras(values, of) -> list[np.ndarray] | None:
         return None
     pair, names = ((values, None), ("cameras", "")) if of.alone else (values, ("cameras[0]", "cameras[1]"))
     if not isinstance(pair, tuple | list) or len(pair) != 2 or any(map(np.isscalar, pair)):
-        raise HamletError(
-            "cameras: with a gallery, expected a pair (codes of the queries, codes of the gallery)"
-        )
+        raise HamletError("cameras: with a gallery, expected a pair (codes of the queries, codes of the gallery)")
     return [hot.indices for hot in one_hot(*pair, names, of, several=False)]
 
 
 def difficulties(truth, shape: tuple[int, int]) -> dict[str, Csr]:
     """The revisited sets' ground truth, a dict of index lists per query, as "easy", "hard" and "junk" matrices."""
     keys = ("easy", "hard", "junk")
-    if not isinstance(truth, list | tuple) or any(
-        not isinstance(t, dict) or not {*keys} <= {*t} for t in truth
-    ):
+    if not isinstance(truth, list | tuple) or any(not isinstance(t, dict) or not {*keys} <= {*t} for t in truth):
         raise HamletError(f'query_labels: expected {shape[0]} dicts with "easy", "hard", "junk" index lists')
     out = {key: listed([t[key] for t in truth], shape, f"query_labels, {key}") for key in keys}
     where = np.argwhere(sum(matrix.astype(np.int8) for matrix in out.values()).toarray() > 1)
     if len(where):
         row, index = where[0]
-        raise HamletError(
-            f"query_labels: query {row} lists gallery index {index} twice among easy, hard, junk"
-        )
+        raise HamletError(f"query_labels: query {row} lists gallery index {index} twice among easy, hard, junk")
     return out
 
 
@@ -129,9 +119,7 @@ def listed(values, shape: tuple[int, int], name: str) -> Csr:
     if _is_matrix(values):
         matrix = _indicator(values, name)
         if matrix.shape != shape:
-            raise HamletError(
-                f"{name}: expected index lists or a 0/1 matrix of shape {shape}, got {matrix.shape}"
-            )
+            raise HamletError(f"{name}: expected index lists or a 0/1 matrix of shape {shape}, got {matrix.shape}")
         return matrix
     lists = _items(values, name, shape[0])
     for i, x in enumerate(lists):
@@ -161,16 +149,9 @@ def _labels(values, name: str, count: int, several: bool) -> tuple[str, list, np
     ends = np.arange(count + 1)
     if sets := any(isinstance(x, list) for x in items):
         for i, x in enumerate(items):
-            if (
-                not several
-                or not isinstance(x, list)
-                or any(isinstance(y, list) for y in x)
-                or len({*x}) < len(x)
-            ):
+            if not several or not isinstance(x, list) or any(isinstance(y, list) for y in x) or len({*x}) < len(x):
                 wanted = "in every row a collection of distinct labels" if several else "one label a row"
-                raise HamletError(
-                    f"{name}: row {i} is {x!s:.50}; expected {wanted} (a 0/1 matrix as an array)"
-                )
+                raise HamletError(f"{name}: row {i} is {x!s:.50}; expected {wanted} (a 0/1 matrix as an array)")
         flat, ends = [label for x in items for label in x], np.cumsum([0, *map(len, items)])
     kind = next((k for k in (str, bytes) if flat and isinstance(flat[0], k)), int)
     exact = 2 / _spacing(values)  # from here on a float stands for several integers

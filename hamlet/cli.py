@@ -29,9 +29,7 @@ COMMANDS = {
 FLAG = {"action": "store_true"}
 ARGUMENTS = {
     "query": {"type": str, "help": "a photo's path, or a sentence"},
-    "--model": {
-        "help": "name, file or hub repository; default: the index's own, else the packaged ImageNet one"
-    },
+    "--model": {"help": "name, file or hub repository; default: the index's own, else the packaged ImageNet one"},
     "--batch-size": {
         "type": int,
         "default": 32,
@@ -160,9 +158,7 @@ def embed(given: argparse.Namespace) -> None:
     """
     from hamlet.search.photos import write_parquet
 
-    left_out(
-        write_parquet(given.photos, own(given.out, ".parquet"), given.model or "default", given.batch_size)
-    )
+    left_out(write_parquet(given.photos, own(given.out, ".parquet"), given.model or "default", given.batch_size))
     print(given.out)
 
 

@@ -51,9 +51,7 @@ def load_teacher(name: str = "sentence") -> Teacher:
         return Transformer(name, packaged_sentence_encoder(), towers=False)
     if kind in ("hf", "clip") and place:
         return Transformer(name, place, towers=kind == "clip")
-    raise HamletError(
-        f"unknown text teacher {name!r}; valid: sentence, lsa, hf:<id or folder>, clip:<id or folder>"
-    )
+    raise HamletError(f"unknown text teacher {name!r}; valid: sentence, lsa, hf:<id or folder>, clip:<id or folder>")
 
 
 def packaged_sentence_encoder() -> Path:
@@ -105,9 +103,7 @@ class Transformer:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             # a tower knows as many positions as its configuration says; sentences beyond 256 tokens are cut
-            positions = getattr(
-                getattr(model.config, "text_config", model.config), "max_position_embeddings", 256
-            )
+            positions = getattr(getattr(model.config, "text_config", model.config), "max_position_embeddings", 256)
             longest = min(tokenizer.model_max_length, positions, 256)
             tokens = tokenizer(
                 [sentences[i] for i in chosen],

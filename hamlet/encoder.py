@@ -59,22 +59,16 @@ class Encoder:
     ``name``, ``model``, ``image_size`` (px), ``dim`` (D) and ``card`` (what the file says of the model) are public.
     """
 
-    def __init__(
-        self, model: RetrievalModel | PooledFeatures, name: str = "", device: str | torch.device = "cpu"
-    ):
+    def __init__(self, model: RetrievalModel | PooledFeatures, name: str = "", device: str | torch.device = "cpu"):
         self.model, self.name, self.card = model.to(device).eval(), name, model.card
         self.device, self.dim = torch.device(device), model.embedding_dim
         self.image_size = size = model.card.get("image_size", 224)
         if type(size) is not int or not 32 <= size <= 4096:
-            raise HamletError(
-                f"{name}: its card says image_size {size!r}, expected 32 to 4096 px; save it again"
-            )
+            raise HamletError(f"{name}: its card says image_size {size!r}, expected 32 to 4096 px; save it again")
         self.transform = evaluation_transform(self.image_size, model.mean, model.std)
 
     @torch.inference_mode()
-    def encode(
-        self, images: Picture | Sequence[Picture], batch_size: int = 32, progress: bool = True
-    ) -> np.ndarray:
+    def encode(self, images: Picture | Sequence[Picture], batch_size: int = 32, progress: bool = True) -> np.ndarray:
         """Descriptors of pictures, in order, and of sentences where the model knows words.
 
         Args:
@@ -94,9 +88,7 @@ class Encoder:
         if single or (isinstance(images, np.ndarray) and images.ndim < 4):
             images = [images]
         if not isinstance(images, Iterable):
-            raise HamletError(
-                f"cannot encode a {type(images).__name__}; expected paths, PIL images or arrays"
-            )
+            raise HamletError(f"cannot encode a {type(images).__name__}; expected paths, PIL images or arrays")
         images = list(images)
         said = np.array([_is_sentence(image) for image in images], bool)
         if said.any():

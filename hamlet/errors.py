@@ -49,9 +49,7 @@ def one_line(arguments: Sequence[str] | None = None) -> Iterator[None]:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     except MemoryError:
-        sys.exit(
-            "error: not enough memory; ask for less at a time (--batch-size, --jobs) or use a larger machine"
-        )
+        sys.exit("error: not enough memory; ask for less at a time (--batch-size, --jobs) or use a larger machine")
     except HamletError as error:
         sys.exit("error: " + str(error).strip().replace("\n", "\\n"))
     except OSError as error:

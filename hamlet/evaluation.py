@@ -61,9 +61,7 @@ def embed(
         out.append(sp.csr_array(rows) if model.method == "sparse" else rows)
     model.train(training)
     if model.method == "sparse":
-        return (
-            sp.vstack(out, format="csr") if out else sp.csr_array((0, model.embedding_dim), dtype=np.float32)
-        )
+        return sp.vstack(out, format="csr") if out else sp.csr_array((0, model.embedding_dim), dtype=np.float32)
     return np.concatenate(out) if out else np.empty((0, model.embedding_dim), np.float32)
 
 
@@ -91,9 +89,7 @@ def evaluate(
     """
     wanted = tuple(dataset.protocols) if protocols is None else protocols
     if unknown := [p for p in wanted if p not in dataset.protocols]:
-        raise HamletError(
-            f"{dataset.name} has no protocol {unknown[0]!r}; it has {', '.join(dataset.protocols)}"
-        )
+        raise HamletError(f"{dataset.name} has no protocol {unknown[0]!r}; it has {', '.join(dataset.protocols)}")
     embeddings: dict[str, Rows] = {}
     metrics: dict[str, dict[str, float]] = {}
     frames = []
@@ -140,9 +136,7 @@ def example_neighbours(
     return found.assign(score=scores[row, column].astype(float))
 
 
-def equal_bytes(
-    embeddings: dict[str, np.ndarray], train: np.ndarray, bytes_per_image: int
-) -> dict[str, np.ndarray]:
+def equal_bytes(embeddings: dict[str, np.ndarray], train: np.ndarray, bytes_per_image: int) -> dict[str, np.ndarray]:
     """Dense descriptors brought to a byte budget: PCA fitted on training descriptors, stored as float16.
 
     Args:
@@ -193,9 +187,7 @@ def describe_texts(model: RetrievalModel, sentences: list[str], teacher: str = "
     HamletError where the model was trained without text proxies and so has no tower.
     """
     if model.text_tower is None:
-        raise HamletError(
-            "this model was trained without text, so it knows no words; query it with a picture"
-        )
+        raise HamletError("this model was trained without text, so it knows no words; query it with a picture")
     with torch.inference_mode():
         vectors = torch.from_numpy(encode_text(sentences, teacher)).to(model.text_mean.device)
         found = model.text_tower(F.normalize(vectors - model.text_mean, dim=1))
@@ -228,10 +220,7 @@ def cross_modal_metrics(
         kept, items = np.isfinite(rank), len(gallery_labels)
         mean = {f"R@{k}": float(np.mean(rank[kept] <= k)) for k in KS}
         for k in KS:  # no right answer among k drawn without replacement
-            miss = [
-                np.prod([(items - p - i) / (items - i) for i in range(min(k, items))])
-                for p in positives[kept]
-            ]
+            miss = [np.prod([(items - p - i) / (items - i) for i in range(min(k, items))]) for p in positives[kept]]
             mean[f"chance_R@{k}"] = float(1 - np.mean(miss))
         mean |= {"median_rank": float(np.median(rank[kept])), "mAP": float(result.mean["mAP"])}
         found[name] = mean | {
@@ -258,9 +247,7 @@ def words(
         sentences, labels = list(pairs), np.array(list(pairs.values()))
         rows = evaluation.embeddings[gallery.name]
         rows = rows.toarray() if sp.issparse(rows) else rows
-        found[name] = cross_modal_metrics(
-            rows, gallery.labels, describe_texts(model, sentences, teacher), labels
-        )
+        found[name] = cross_modal_metrics(rows, gallery.labels, describe_texts(model, sentences, teacher), labels)
         captions = encode_text(gallery.captions, teacher), gallery.labels
         asked = encode_text(sentences, teacher), labels
         found[name]["ceiling"] = cross_modal_metrics(*captions, *asked)["text_to_image"]

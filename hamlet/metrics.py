@@ -112,9 +112,7 @@ def hierarchical_metrics(
     """
     alpha = arguments.number("alpha", alpha, 0, 1e6)
     scores = _Scores(query, gallery, exclude, threads)
-    fine, gallery_fine = arguments.one_hot(
-        fine, gallery_fine, ("fine", "gallery_fine"), scores, several=False
-    )
+    fine, gallery_fine = arguments.one_hot(fine, gallery_fine, ("fine", "gallery_fine"), scores, several=False)
     hot = arguments.one_hot(coarse, gallery_coarse, ("coarse", "gallery_coarse"), scores, several=False)
     pairs = [np.concatenate([a.indices, b.indices]) for a, b in ((fine, gallery_fine), hot)]
     if len(np.unique(pairs[0])) != np.unique(pairs, axis=1).shape[1]:
@@ -177,9 +175,7 @@ class _Scores:
             self.kept.out = np.empty((len(index), self.shape[1]))
         query, out = _float64(_numpy(self.query)[index]), self.kept.out[: len(index)]
         whole = self.gallery.dtype == np.float64 and not fixed
-        for start in range(
-            0, self.shape[1], step := max(1, self.shape[1] if whole else TILE // query.shape[1])
-        ):
+        for start in range(0, self.shape[1], step := max(1, self.shape[1] if whole else TILE // query.shape[1])):
             tile = np.ascontiguousarray(_float64(_numpy(self.gallery[start : start + step])))
             part = out[:, start : start + step]
             if fixed:

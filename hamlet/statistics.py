@@ -92,9 +92,7 @@ def bootstrap_means(
     arrays = [_per_query(v, "values") for v in values]
     if not arrays or len({a.shape[1] for a in arrays}) > 1:
         shapes = [a.shape for a in arrays]
-        raise HamletError(
-            f"values: expected (seeds, queries) arrays over the same queries, got shapes {shapes}"
-        )
+        raise HamletError(f"values: expected (seeds, queries) arrays over the same queries, got shapes {shapes}")
     codes = np.arange(arrays[0].shape[1]) if clusters is None else _codes(clusters, arrays[0].shape[1])
     groups = int(codes.max()) + 1
     members = np.bincount(codes).astype(np.float64)
@@ -197,9 +195,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     """
     p = _vector(p_values, "p_values", missing=True)
     if ((p < 0) | (p > 1)).any():
-        raise HamletError(
-            f"p_values: expected numbers from 0 to 1 (or NaN for no test), got {p.tolist()!s:.60}"
-        )
+        raise HamletError(f"p_values: expected numbers from 0 to 1 (or NaN for no test), got {p.tolist()!s:.60}")
     order = np.argsort(p, kind="stable")[: np.isfinite(p).sum()]  # NaN sort last
     adjusted = np.full(p.shape, np.nan)
     factors = np.arange(len(order), 0, -1)
@@ -241,9 +237,7 @@ def probability_of_improvement(
     level, resamples, rng = _level(level), whole("resamples", resamples), _generator(seed)
     sides = [plain(first), plain(second)]
     if not all(isinstance(x, list) for x in sides) or not sides[0] or len(sides[0]) != len(sides[1]):
-        raise HamletError(
-            "first, second: expected, for the same data sets (at least one), a list of scores each"
-        )
+        raise HamletError("first, second: expected, for the same data sets (at least one), a list of scores each")
     pairs = [(_vector(a, "first"), _vector(b, "second")) for a, b in zip(*sides, strict=True)]
     wins = [(a[:, None] > b) + 0.5 * (a[:, None] == b) for a, b in pairs]
     estimate = float(np.mean([w.mean() for w in wins]))
@@ -271,9 +265,7 @@ def _codes(clusters: Sequence, queries: int) -> np.ndarray:
     labels = np.asarray(plain(clusters))
     if labels.shape != (queries,) or labels.dtype.kind not in "iubUS":
         given = f"{labels.dtype} {labels.shape}"
-        raise HamletError(
-            f"clusters: expected one integer or string for each of {queries} queries, got {given}"
-        )
+        raise HamletError(f"clusters: expected one integer or string for each of {queries} queries, got {given}")
     return np.unique(labels, return_inverse=True)[1]
 
 
@@ -306,7 +298,5 @@ def _vector(values: Sequence[float], name: str, missing: bool = False) -> np.nda
 def _differences(first: Sequence[float], second: Sequence[float]) -> np.ndarray:
     a, b = _vector(first, "first"), _vector(second, "second")
     if a.shape != b.shape:
-        raise HamletError(
-            f"first and second differ in number, {a.size} against {b.size}; align them by query"
-        )
+        raise HamletError(f"first and second differ in number, {a.size} against {b.size}; align them by query")
     return a - b

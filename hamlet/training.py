@@ -41,9 +41,7 @@ def choose_device(device: str = "auto") -> torch.device:
     if device == "auto":
         device = next(name for name, there in available.items() if there)
     if not available.get(device, False):
-        raise HamletError(
-            f"device {device!r} is not available; available: {[n for n, a in available.items() if a]}"
-        )
+        raise HamletError(f"device {device!r} is not available; available: {[n for n, a in available.items() if a]}")
     return torch.device(device)
 
 
@@ -115,9 +113,7 @@ def fill_batch(batch_size: int, images_per_class: int, classes: int) -> int:
     Few classes get more images each, so that a batch always holds batch_size images.
     """
     if classes < 2 or batch_size < 2:
-        raise HamletError(
-            f"{classes} training classes and batches of {batch_size}; at least two of each are needed"
-        )
+        raise HamletError(f"{classes} training classes and batches of {batch_size}; at least two of each are needed")
     fits = [m for m in range(1, batch_size + 1) if batch_size % m == 0 and m * classes >= batch_size]
     return next((m for m in fits if m >= images_per_class), fits[-1])
 
@@ -228,9 +224,7 @@ def train(model: RetrievalModel, data: RetrievalDataset, settings: dict, seed: i
 class Trainer:
     """State of one training: model, objective, optimiser, schedule, curve; ``fit`` runs it to the end."""
 
-    def __init__(
-        self, model: RetrievalModel, data: RetrievalDataset, settings: dict, seed: int, folder: Path
-    ):
+    def __init__(self, model: RetrievalModel, data: RetrievalDataset, settings: dict, seed: int, folder: Path):
         self.settings, self.seed, self.folder, self.data = settings, seed, folder, data
         self.device = choose_device(settings["device"])
         self.bf16 = uses_bf16(settings["precision"], self.device)
@@ -294,9 +288,7 @@ class Trainer:
     def fit(self) -> Trained:
         self._resume()
         epochs, done = self.settings["epochs"], len(self.rows)
-        bar = tqdm(
-            total=epochs * self.steps, initial=done * self.steps, desc="train", unit="step", disable=None
-        )
+        bar = tqdm(total=epochs * self.steps, initial=done * self.steps, desc="train", unit="step", disable=None)
         saved = time.monotonic()
         for epoch in range(done, epochs):
             start = time.monotonic()
@@ -312,9 +304,7 @@ class Trainer:
             self.rows[-1] |= self._validate()
         batch, images = self.settings["batch_size"], epochs * self.steps * self.settings["batch_size"]
         device = self.accelerator.device
-        return Trained(
-            pd.DataFrame(self.rows), images, self.seconds, device, self.bf16, batch, self.per_class
-        )
+        return Trained(pd.DataFrame(self.rows), images, self.seconds, device, self.bf16, batch, self.per_class)
 
     def _epoch(self, epoch: int, bar: tqdm) -> dict:
         seed_everything(self.seed * 100_003 + epoch + 1)
@@ -330,9 +320,7 @@ class Trainer:
             if not math.isfinite(terms["loss"].item()):
                 self._refuse(step, batch, terms)
             self.accelerator.backward(terms["loss"])
-            self.accelerator.clip_grad_norm_(
-                [*self.model.parameters(), *self.objective.parameters()], CLIP_NORM
-            )
+            self.accelerator.clip_grad_norm_([*self.model.parameters(), *self.objective.parameters()], CLIP_NORM)
             self.optimizer.step()
             self.schedule.step()
             self.optimizer.zero_grad()

@@ -80,8 +80,6 @@ def run_all(command: str, folder: Path, environment: dict | None = None) -> subp
 
 def python(words: list[str], folder: Path = ROOT, environment: dict | None = None) -> str:
     """Output of this interpreter on the words; its errors fail the test."""
-    done = subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, cwd=folder, env=environment
-    )
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout

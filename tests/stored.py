@@ -45,9 +45,7 @@ def dataset(images: int = 24, size: int = 16) -> RetrievalDataset:
     )  # fmt: skip
 
 
-def store_run(
-    root: Path, run: str, seed: int, level: float, data: RetrievalDataset | None = None, **changes
-) -> Path:
+def store_run(root: Path, run: str, seed: int, level: float, data: RetrievalDataset | None = None, **changes) -> Path:
     """One run under ``root``/results/quick/flat whose metrics are ``level`` and simple functions of it."""
     model, _, variant = run.partition("-")
     folder = root / "results" / "quick" / "flat" / run / f"seed{seed}"

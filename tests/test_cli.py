@@ -25,11 +25,7 @@ def photos(tmp_path_factory):
     """<class>/<image>: four classes of six photos."""
     folder = tmp_path_factory.mktemp("photos")
     classes = next(
-        (
-            [r / "Fruit/Banana", r / "Fruit/Kiwi", r / "Fruit/Lemon", r / "Fruit/Pineapple"]
-            for r in FOUND
-            if r.is_dir()
-        ),
+        ([r / "Fruit/Banana", r / "Fruit/Kiwi", r / "Fruit/Lemon", r / "Fruit/Pineapple"] for r in FOUND if r.is_dir()),
         None,
     )
     for c in range(4):
@@ -39,9 +35,7 @@ def photos(tmp_path_factory):
             if classes:
                 Image.open(sorted(classes[c].glob("*.jpg"))[i]).save(file, quality=95)
             else:
-                squares = np.random.default_rng([c, i]).integers(
-                    40 * c, 40 * c + 99, (5, 5, 3), dtype=np.uint8
-                )
+                squares = np.random.default_rng([c, i]).integers(40 * c, 40 * c + 99, (5, 5, 3), dtype=np.uint8)
                 Image.fromarray(squares).resize((200, 200)).save(file)
     return folder
 
@@ -80,11 +74,7 @@ def test_python_m_hamlet_is_the_same():
         capture_output=True,
         text=True,
     )
-    assert (
-        run.returncode == 1
-        and run.stderr.startswith("error: no index at nowhere")
-        and run.stderr.count("\n") == 1
-    )
+    assert run.returncode == 1 and run.stderr.startswith("error: no index at nowhere") and run.stderr.count("\n") == 1
 
 
 def test_two_commands_from_photos_to_the_page(photos, index, tmp_path, capsys):
@@ -103,9 +93,7 @@ def test_search_by_photo_in_every_form(photos, index, tmp_path, capsys, monkeypa
     plain = lines(capsys, "search", index, file, "-k", 3)
     assert len(plain) == 3 and re.fullmatch(rf"  1  (1\.0000|0\.9999)  {file}", plain[0])
     found = json.loads("\n".join(lines(capsys, "search", index, file, "-k", 3, "--json")))
-    rows = list(
-        csv.DictReader(io.StringIO("\n".join(lines(capsys, "search", index, file, "-k", 3, "--csv"))))
-    )
+    rows = list(csv.DictReader(io.StringIO("\n".join(lines(capsys, "search", index, file, "-k", 3, "--csv")))))
     assert [r["path"] for r in rows] == [r["path"] for r in found] and found[0]["path"] == str(file)
     assert sum("class1" in r["path"] for r in found) >= 2
     opened = []
@@ -126,9 +114,7 @@ def test_duplicates_find_resized_and_recompressed_copies_alone(photos, tmp_path,
         50 if any(r.is_dir() for r in FOUND) else 90
     )  # what stands for photos where there are none is not so robust
     for copy in ("half.png", "worse.jpg"):
-        picture = (
-            original.resize((original.width // 2, original.height // 2)) if copy == "half.png" else original
-        )
+        picture = original.resize((original.width // 2, original.height // 2)) if copy == "half.png" else original
         picture.save(photos / copy, **({"quality": quality} if copy == "worse.jpg" else {}))
     try:
         cli.main(["index", str(photos), str(tmp_path / "index")])
@@ -138,9 +124,7 @@ def test_duplicates_find_resized_and_recompressed_copies_alone(photos, tmp_path,
         for copy in ("half.png", "worse.jpg"):
             (photos / copy).unlink()
     assert found[-1].startswith("1 group of") and len(found) == 5
-    assert {line.strip() for line in found[1:4]} == {
-        str(photos / n) for n in ("class2/1.jpg", "half.png", "worse.jpg")
-    }
+    assert {line.strip() for line in found[1:4]} == {str(photos / n) for n in ("class2/1.jpg", "half.png", "worse.jpg")}
 
 
 def test_embed_writes_a_table_for_other_tools(photos, tmp_path, capsys):
@@ -164,9 +148,7 @@ def test_mistakes_end_in_one_line(photos, index, tmp_path, capsys):
     assert "is a file" in refused(capsys, "index", photos, tmp_path / "file")
     assert "no photo at gone.jpg" in refused(capsys, "search", index, "gone.jpg")
     assert "without text" in refused(capsys, "search", index, "a red apple with stripes")
-    assert "k: expected a whole number" in refused(
-        capsys, "search", index, photos / "class0" / "0.jpg", "-k", 0
-    )
+    assert "k: expected a whole number" in refused(capsys, "search", index, photos / "class0" / "0.jpg", "-k", 0)
     assert "no model" in refused(capsys, "index", photos, tmp_path / "i", "--model", "nosuch")
     assert "no index at" in refused(capsys, "page", tmp_path, tmp_path / "p.html")
     assert "batch" in refused(capsys, "embed", photos, tmp_path / "o.parquet", "--batch-size", 0)

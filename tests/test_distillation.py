@@ -40,9 +40,7 @@ def test_words_in_common_are_all_that_lsa_knows():
     assert not teacher.encode(["zebra quux"]).any()
 
 
-def test_a_sentence_encoder_in_a_folder_is_a_teacher_and_an_absent_one_says_where_to_put_it(
-    tmp_path, monkeypatch
-):
+def test_a_sentence_encoder_in_a_folder_is_a_teacher_and_an_absent_one_says_where_to_put_it(tmp_path, monkeypatch):
     folder = distillation.packaged_sentence_encoder()
     rows = distillation.encode_text(PAIRS, f"hf:{folder}")
     np.testing.assert_allclose(rows, distillation.encode_text(PAIRS), atol=1e-6)

@@ -39,9 +39,7 @@ def site(tmp_path_factory) -> Path:
 
 
 def test_nothing_is_loaded_from_elsewhere(site):
-    loaded = re.compile(
-        r"<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)=\"?((?:https?:)?//[^\s\">]+)"
-    )
+    loaded = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)=\"?((?:https?:)?//[^\s\">]+)")
     found = {}
     for html in site.rglob("*.html"):
         outside = loaded.findall(html.read_text(encoding="utf-8"))
@@ -56,9 +54,7 @@ def test_reference_names_all_that_is_public(site, module):
     source = ROOT / "hamlet" / module / "__init__.py" if name in PUBLIC else ROOT / "hamlet" / f"{module}.py"
     tree = ast.parse(source.read_text(encoding="utf-8"))
     if name in PUBLIC:
-        listed = next(
-            s.value for s in tree.body if isinstance(s, ast.Assign) and s.targets[0].id == "__all__"
-        )
+        listed = next(s.value for s in tree.body if isinstance(s, ast.Assign) and s.targets[0].id == "__all__")
         public = ast.literal_eval(listed)
     else:
         kinds = (ast.FunctionDef, ast.ClassDef)

@@ -35,9 +35,7 @@ def test_models_take_turns_on_every_image_in_rotated_order():
 
 
 def test_multiply_adds_of_a_convolution_and_a_linear_layer():
-    network = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.Flatten(), nn.Linear(8 * 10 * 12, 5)
-    )
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.Flatten(), nn.Linear(8 * 10 * 12, 5))
     expected = 8 * 10 * 12 * 3 * 9 + 8 * 10 * 12 * 5
     assert efficiency.multiply_adds(network, torch.rand(2, 3, 10, 12)) == expected
 

@@ -109,10 +109,7 @@ def test_a_gallery_is_ranked_and_every_query_keeps_its_protocol_and_label(model,
     rows = found.per_query.groupby("protocol", sort=False)
     assert list(rows.groups) == ["default", "validation", "alone"]
     first = rows.get_group("default")
-    assert (
-        first["label"].tolist() == across.query.labels.tolist()
-        and first["path"].tolist() == across.query.paths
-    )
+    assert first["label"].tolist() == across.query.labels.tolist() and first["path"].tolist() == across.query.paths
     assert first["query"].tolist() == list(range(16))
 
 

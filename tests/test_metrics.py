@@ -184,9 +184,7 @@ def test_nothing_depends_on_blocks_threads_order_or_device(kind, classes, monkey
         if device == "card":  # the code for one, on the CPU
             monkeypatch.setattr(arguments, "rows", lambda x, name: (torch.tensor(x), rows(x, name)[1]))
         assert_equal_metrics(retrieval_metrics(x, labels, threads=threads), whole.per_query)
-        assert_equal_metrics(
-            retrieval_metrics(x[order], labels[order], threads=threads), whole.per_query, order
-        )
+        assert_equal_metrics(retrieval_metrics(x[order], labels[order], threads=threads), whole.per_query, order)
         moved = hierarchical_metrics(x[order], labels[order], coarse[order], threads=threads)
         assert_equal_metrics(moved, graded.per_query, order)
 
@@ -243,9 +241,7 @@ def test_lists_of_positives_in_any_order():
 def test_scores_closer_than_float32_can_tell_are_ranked():
     base = np.full(16, 0.25, np.float32)
     gallery = np.stack([base] * 4)
-    gallery[:, 0] += np.float32(2.0**-26) * np.array(
-        [3, 2, 1, 0], np.float32
-    )  # products round to one float32
+    gallery[:, 0] += np.float32(2.0**-26) * np.array([3, 2, 1, 0], np.float32)  # products round to one float32
     labels = np.array([0, 1, 0, 1])
     assert len(set((gallery @ base).tolist())) < 4
     result = retrieval_metrics(base[None], [1], gallery, labels)
@@ -278,9 +274,7 @@ def test_every_float_type_is_ranked_by_its_own_values(dtype):
 
 def test_float64_differences_below_float32_count():
     gallery = np.array([[1 + 3e-11], [1 + 2e-11], [1 + 1e-11]])
-    assert retrieval_metrics(np.ones((1, 1)), [1], gallery, [0, 1, 1]).mean["mAP"] == pytest.approx(
-        (1 / 2 + 2 / 3) / 2
-    )
+    assert retrieval_metrics(np.ones((1, 1)), [1], gallery, [0, 1, 1]).mean["mAP"] == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
 def test_layouts_and_memory_maps(tmp_path, monkeypatch):
@@ -293,15 +287,11 @@ def test_layouts_and_memory_maps(tmp_path, monkeypatch):
     wide = np.zeros((600, 20), np.float32)
     wide[::2, ::2] = x
     for gallery in (np.asfortranarray(x), wide[::2, ::2], np.load(tmp_path / "gallery.npy", mmap_mode="r")):
-        np.testing.assert_array_equal(
-            retrieval_metrics(query, query_labels, gallery, labels).per_query["AP"], expected
-        )
+        np.testing.assert_array_equal(retrieval_metrics(query, query_labels, gallery, labels).per_query["AP"], expected)
     half = retrieval_metrics(query, query_labels, np.load(tmp_path / "half.npy", mmap_mode="r"), labels)
     np.testing.assert_array_equal(
         half.per_query["AP"],
-        retrieval_metrics(query, query_labels, x.astype(np.float16).astype(np.float32), labels).per_query[
-            "AP"
-        ],
+        retrieval_metrics(query, query_labels, x.astype(np.float16).astype(np.float32), labels).per_query["AP"],
     )
 
 
@@ -484,9 +474,7 @@ def test_exclusions_as_lists_matrices_and_cameras():
     cameras = np.arange(60) // 4 % 3
     same = (labels[:, None] == labels) & (cameras[:, None] == cameras)
     lists = retrieval_metrics(x, labels, exclude=[np.flatnonzero(row) for row in same])
-    positive = [
-        {j for j in range(60) if labels[i] == labels[j] and cameras[i] != cameras[j]} for i in range(60)
-    ]
+    positive = [{j for j in range(60) if labels[i] == labels[j] and cameras[i] != cameras[j]} for i in range(60)]
     assert_same(lists, reference(x, x, positive, [set(np.flatnonzero(row)) for row in same]))
     for other in (
         retrieval_metrics(x, labels, exclude=same),
@@ -531,9 +519,7 @@ def test_revisited_protocol_by_hand():
     assert result.mean["medium/trapezoidal-mAP"] == pytest.approx(medium)
     # hard: 0, 3 and 1 are junk; item 5 stands at 0-based rank 2 -> (0 + 1/3)/2
     assert result.mean["hard/trapezoidal-mAP"] == pytest.approx(1 / 6)
-    assert result.mean["hard/P@10"] == pytest.approx(
-        1 / 3
-    )  # that benchmark divides by the last positive's rank
+    assert result.mean["hard/P@10"] == pytest.approx(1 / 3)  # that benchmark divides by the last positive's rank
     assert result.mean["medium/P@10"] == pytest.approx(3 / 5)
     assert "mAP" not in result.mean
 
@@ -563,9 +549,7 @@ def test_hierarchical_average_precision(alpha):
     fine[0] = 99
     coarse = fine // 3
     result = hierarchical_metrics(x, fine, coarse, alpha=alpha)
-    np.testing.assert_allclose(
-        result.per_query["HAP"], hierarchical_reference(x, fine, coarse, alpha), atol=1e-12
-    )
+    np.testing.assert_allclose(result.per_query["HAP"], hierarchical_reference(x, fine, coarse, alpha), atol=1e-12)
     assert result.mean["HAP"] == pytest.approx(np.nanmean(result.per_query["HAP"]))
     assert result.mean["skipped"] == 1
     flat = hierarchical_metrics(x, fine, fine).per_query["HAP"]

@@ -106,9 +106,7 @@ def test_reporting_notebooks_run_and_write_what_the_workflow_expects(name, tmp_p
         if "parameters" in cell.metadata.get("tags", []):
             values |= {"profile": "quick", "dataset": "flat"}
     expected = set(build.reports("quick", "flat").get(name, []))
-    written = {
-        path for root in ("tables", "figures") for path in (tmp_path / root).rglob("*") if path.is_file()
-    }
+    written = {path for root in ("tables", "figures") for path in (tmp_path / root).rglob("*") if path.is_file()}
     assert expected <= written
     assert bool(written) == (name != "00_read_me_first")
     contents = {path: path.read_bytes() for path in written}

@@ -46,9 +46,7 @@ def holds(marker: Marker | None, python: str, platform: str, machine: str) -> bo
     values = {"python_version": python, "python_full_version": f"{python}.5", "sys_platform": platform}
     system = {"linux": "Linux", "darwin": "Darwin"}[platform]
     values |= {"platform_machine": machine, "platform_system": system, "implementation_name": "cpython"}
-    return marker.evaluate(
-        values | {"platform_python_implementation": "CPython", "extra": "", "os_name": "posix"}
-    )
+    return marker.evaluate(values | {"platform_python_implementation": "CPython", "extra": "", "os_name": "posix"})
 
 
 def locked(lock, python: str, platform: str, machine: str) -> dict[str, Version]:

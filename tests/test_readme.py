@@ -86,9 +86,7 @@ def test_pictures_and_links_exist():
 @pytest.mark.parametrize("term", ["ACSA", "controls", "protocol", "exchange", "mAP", "P@1"])
 def test_a_term_is_explained_where_it_first_stands(term):
     """Its first place outside links and code is the emphasised one, in the paragraph that explains it."""
-    prose = re.sub(
-        r"!?\[[^\]]*\]\([^)]*\)|`[^`]*`|<!--.*?-->", "", TEXT.split("## Results")[1], flags=re.DOTALL
-    )
+    prose = re.sub(r"!?\[[^\]]*\]\([^)]*\)|`[^`]*`|<!--.*?-->", "", TEXT.split("## Results")[1], flags=re.DOTALL)
     first = re.search(rf"\b{term}\b", prose, re.IGNORECASE)
     assert prose[first.start() - 1] == "*"
 

@@ -28,9 +28,7 @@ def test_paired_bootstrap_agrees_with_scipy_on_pairs():
         (a, b), lambda x, y, axis=-1: np.mean(x - y, axis=axis), paired=True, method="percentile", rng=rng(9)
     ).confidence_interval
     assert ours.estimate == pytest.approx(np.mean(a - b))
-    assert (ours.low, ours.high) == pytest.approx(
-        tuple(scipy), abs=0.006
-    )  # Monte Carlo error of a tail: 0.001
+    assert (ours.low, ours.high) == pytest.approx(tuple(scipy), abs=0.006)  # Monte Carlo error of a tail: 0.001
     assert ours == st.paired_bootstrap(a, b, resamples=4000, seed=3)
     assert ours != st.paired_bootstrap(a, b, resamples=4000, seed=4)
 
@@ -93,9 +91,7 @@ def test_pooled_seeds_keep_their_coverage_and_their_power():
     def draw(g):
         return list(0.4 + 0.03 * g.standard_normal((8, 2, 1)) + 0.3 * g.standard_normal((1, 1, 100)))
 
-    found = [
-        st.bootstrap_means(draw(rng(i)), resamples=400) @ np.array([1, -1] + [0] * 6) for i in range(300)
-    ]
+    found = [st.bootstrap_means(draw(rng(i)), resamples=400) @ np.array([1, -1] + [0] * 6) for i in range(300)]
     ends = np.quantile(found, [0.025, 0.975], axis=1)
     truth = [np.mean(draw(rng(i))[0]) - np.mean(draw(rng(i))[1]) for i in range(300)]
     assert 0.91 <= np.mean((ends[0] <= 0) & (ends[1] >= 0)) <= 0.99
@@ -110,9 +106,7 @@ def test_classes_must_be_resampled_when_queries_of_a_class_move_together():
         return 0.1 * g.standard_normal(20)[labels] + 0.05 * g.standard_normal(300)
 
     by_query = coverage(draw, lambda d: st.paired_bootstrap(d, 0 * d, resamples=300), 0.0, trials=200)
-    by_class = coverage(
-        draw, lambda d: st.paired_bootstrap(d, 0 * d, clusters=labels, resamples=300), 0.0, trials=200
-    )
+    by_class = coverage(draw, lambda d: st.paired_bootstrap(d, 0 * d, clusters=labels, resamples=300), 0.0, trials=200)
     assert by_query < 0.6 and by_class > 0.88
 
 
@@ -161,8 +155,7 @@ def test_randomisation_test_of_equal_methods_and_of_ties():
 
 def test_false_alarms_of_the_randomisation_test():
     alarms = [
-        st.randomisation_test(g.beta(2, 3, 60), g.beta(2, 3, 60), permutations=400) < 0.05
-        for g in map(rng, range(600))
+        st.randomisation_test(g.beta(2, 3, 60), g.beta(2, 3, 60), permutations=400) < 0.05 for g in map(rng, range(600))
     ]
     assert 0.03 <= np.mean(alarms) <= 0.075  # 0.05 with Monte Carlo error 0.009
 

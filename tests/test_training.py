@@ -97,9 +97,7 @@ def test_a_checkpoint_of_other_settings_is_not_taken(toy_data, settings, tmp_pat
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
-def test_a_damaged_checkpoint_is_set_aside_and_training_begins_anew(
-    toy_data, settings, tmp_path, capsys, content
-):
+def test_a_damaged_checkpoint_is_set_aside_and_training_begins_anew(toy_data, settings, tmp_path, capsys, content):
     fit(toy_data, settings, tmp_path / "a")
     path = tmp_path / "a" / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:-5000] if content is None else content)
@@ -178,9 +176,7 @@ def test_the_models_own_losses_are_part_of_what_is_minimised(toy_data, settings,
 
 
 def test_the_curve_is_of_the_validation_protocol(toy_data, settings, tmp_path, monkeypatch):
-    split = (
-        toy_data.validation
-    )  # labels that no network can find, so that the other protocols' values are others
+    split = toy_data.validation  # labels that no network can find, so that the other protocols' values are others
     mixed = replace(split, labels=np.random.default_rng(0).permutation(split.labels))
     data = replace(toy_data, splits=toy_data.splits | {"validation": mixed})
     settings, sizes = settings | {"image_size": 96, "epochs": 1}, []
@@ -341,8 +337,7 @@ def test_every_term_is_its_formula_of_the_batch_its_settings_and_its_texts(setti
     expected = {
         "metric_loss": torch.nn.functional.cross_entropy(logits, labels),
         "text_alignment": 0.5 * distillation.alignment(model.text_projection(rows), of_images),
-        "text_proxies": 2
-        * distillation.text_proxies(rows, model.text_tower(torch.from_numpy(classes)), labels, 7.0),
+        "text_proxies": 2 * distillation.text_proxies(rows, model.text_tower(torch.from_numpy(classes)), labels, 7.0),
         "text_guidance": 3 * distillation.language_guidance(rows, of_images, labels),
         **own,
     }
@@ -352,9 +347,7 @@ def test_every_term_is_its_formula_of_the_batch_its_settings_and_its_texts(setti
     assert found["loss"].item() == pytest.approx(sum(v.item() for v in expected.values()), rel=1e-3)
 
 
-def test_texts_come_from_the_captions_source_teacher_and_seed_asked_for(
-    toy_data, settings, tmp_path, monkeypatch
-):
+def test_texts_come_from_the_captions_source_teacher_and_seed_asked_for(toy_data, settings, tmp_path, monkeypatch):
     asked, targets = [], training.text_targets
     monkeypatch.setattr(training, "text_targets", lambda *a, **k: asked.append((a, k)) or targets(*a, **k))
     settings = settings | {"text_proxies": 1.0, "text_source": "shuffled", "text_teacher": "lsa"}
@@ -389,9 +382,7 @@ def test_augmentation_crops_mirrors_and_recolours(settings, toy_data):
     assert small[0][0].shape == (3, 48, 48) and small.transform.transforms[0].scale == (0.9, 1.0)
 
 
-def test_a_step_follows_the_gradient_of_its_own_batch_cut_at_one_norm(
-    toy_data, settings, tmp_path, monkeypatch
-):
+def test_a_step_follows_the_gradient_of_its_own_batch_cut_at_one_norm(toy_data, settings, tmp_path, monkeypatch):
     for scale, low, high in ((16.0, 0.1, training.CLIP_NORM), (3000.0, 4.9, training.CLIP_NORM)):
         trainer = training.Trainer(build(), toy_data, settings | {"scale": scale}, 0, tmp_path / f"{scale}")
         norms, step = [], trainer.optimizer.step
@@ -423,9 +414,7 @@ def test_a_model_handed_over_in_evaluation_mode_trains_all_the_same(toy_data, se
     assert same_weights(first, second)
 
 
-def test_the_seed_reaches_order_and_augmentation_of_the_same_first_weights(
-    toy_data, settings, tmp_path, monkeypatch
-):
+def test_the_seed_reaches_order_and_augmentation_of_the_same_first_weights(toy_data, settings, tmp_path, monkeypatch):
     batches = []
     for seed in (0, 1):
         trainer = training.Trainer(build(), toy_data, settings, seed, tmp_path / str(seed))

@@ -35,9 +35,7 @@ def folded(data: RetrievalDataset, fold: int) -> RetrievalDataset:
     columns = {name: np.concatenate([np.asarray(getattr(part, name)) for part in parts]) for name in names}
     classes, first = np.unique(columns["labels"], return_index=True)
     sides = halves(columns["coarse_labels"][first].tolist())
-    asked = np.array([sides[i] == "query" for i in np.searchsorted(classes, columns["labels"])]) == (
-        fold == 0
-    )
+    asked = np.array([sides[i] == "query" for i in np.searchsorted(classes, columns["labels"])]) == (fold == 0)
     splits = {}
     for name, rows in (("train", ~asked), ("validation", asked)):
         taken = {key: column[rows] for key, column in columns.items()}

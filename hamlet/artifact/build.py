@@ -43,18 +43,14 @@ def shown(path: Path) -> str:
 def report_list() -> dict[str, dict]:
     """workflow/reports.yaml: reporting notebook -> what it writes and what it waits for."""
     found = profiles.read_yaml(path := paths.WORKFLOW / "reports.yaml")
-    kinds = {"once": str, "efficiency": bool} | dict.fromkeys(
-        ("tables", "figures", "after", "profiles"), list
-    )
+    kinds = {"once": str, "efficiency": bool} | dict.fromkeys(("tables", "figures", "after", "profiles"), list)
     for name, entry in found.items():
         sound = isinstance(name, str) and isinstance(entry, dict)
         for key, value in entry.items() if sound else ():
             names = value if isinstance(value, list) else []
             sound = sound and type(value) is kinds.get(key) and all(isinstance(x, str) for x in names)
         if not sound:
-            raise HamletError(
-                f"{path}: {name!r} must have lists of names ({', '.join(kinds)}), got {entry!r}"
-            )
+            raise HamletError(f"{path}: {name!r} must have lists of names ({', '.join(kinds)}), got {entry!r}")
     return found
 
 
@@ -70,9 +66,7 @@ def reports(profile: str = "", dataset: str = "") -> dict[str, list[Path]]:
     """Reporting notebook -> its files for a profile and data set; without a name those of all data sets together."""
     found = {}
     for name, entry in report_list().items():
-        wanted = (
-            not profile if "once" in entry else profile in entry.get("profiles", [profile] if profile else [])
-        )
+        wanted = not profile if "once" in entry else profile in entry.get("profiles", [profile] if profile else [])
         if wanted:
             made = [path.format(profile=profile, dataset=dataset) for path in report_paths(name)]
             found[name] = [paths.output_root() / path for path in made]
@@ -127,9 +121,7 @@ class Build:
         }
         self.broken = {run: why for run, (state, why) in states.items() if state == "broken"}
         self.stale = {run: why for run, (state, why) in states.items() if state == "stale"}
-        self.kept = [
-            run for run, (state, _) in states.items() if state == "sound" or (run in self.stale and self.keep)
-        ]
+        self.kept = [run for run, (state, _) in states.items() if state == "sound" or (run in self.stale and self.keep)]
         self.to_make = [run for run in self.runs if run not in self.kept]
         names = {run.run_name for run in [*self.runs, *self.kept]}
         self.fault = efficiency_fault(self.profile, self.dataset, names)
@@ -151,9 +143,7 @@ class Build:
         except HamletError:
             if self.to_make:
                 raise
-            print(
-                "  data set            not at hand, so its content was not compared with the stored results'"
-            )
+            print("  data set            not at hand, so its content was not compared with the stored results'")
             return None
 
     def announce(self, jobs: int) -> None:
@@ -167,15 +157,9 @@ class Build:
         typical = [statistics.median(everything or [guess])]
         work = sum(statistics.median(walls.get(run.run_name, typical)) for run in self.to_make)
         names, seeds = len({run.run_name for run in self.runs}), len({run.seed for run in self.runs})
-        print(
-            f"{self.profile} on {self.dataset}: {names} configurations x {seeds} seeds, {len(self.runs)} runs"
-        )
+        print(f"{self.profile} on {self.dataset}: {names} configurations x {seeds} seeds, {len(self.runs)} runs")
         print(f"  there and verified  {len([run for run in self.runs if run in self.kept])}")
-        again = (
-            "kept, and labelled in the tables"
-            if self.keep
-            else "to be set aside; what is asked for is made again"
-        )
+        again = "kept, and labelled in the tables" if self.keep else "to be set aside; what is asked for is made again"
         for heading, found, fate in (
             ("rejected", self.broken, "to be set aside; what is asked for is made again"),
             ("made otherwise", self.stale, again),
@@ -189,9 +173,7 @@ class Build:
         if self.fault:
             print(f"  efficiency          to be measured: {self.fault}")
         print(f"  to make             {len(self.to_make)}, {jobs} at a time")
-        print(
-            f"  then                {', '.join(reports(self.profile, self.dataset))} -> tables/ and figures/"
-        )
+        print(f"  then                {', '.join(reports(self.profile, self.dataset))} -> tables/ and figures/")
         disk = estimate["disk_mb"] * (0.2 + 0.8 * len(self.to_make) / len(self.runs)) / 1000
         free = shutil.disk_usage(next(p for p in (self.base, *self.base.parents) if p.exists())).free / 1e9
         total, source = (
@@ -200,9 +182,7 @@ class Build:
         )
         print(f"  about {total} ({source} times), {disk:.1f} GB of disk ({free:.0f} GB free)", flush=True)
         if self.loaded["parameters"]["device"] in ("auto", "cuda") and not self.kept and not profiles.cards():
-            print(
-                "  no NVIDIA GPU here: that time is meant for one; a CPU takes many times as long", flush=True
-            )
+            print("  no NVIDIA GPU here: that time is meant for one; a CPU takes many times as long", flush=True)
         if free < disk:
             raise HamletError(f"not enough disk: {disk:.1f} GB wanted at {self.base}, {free:.1f} GB free")
 
@@ -239,9 +219,7 @@ def only_one(slots: list[str]) -> Iterator[list[int]]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise HamletError(
-                f"another build of results/{slot} is running; wait for it or stop it first"
-            ) from None
+            raise HamletError(f"another build of results/{slot} is running; wait for it or stop it first") from None
         held.append(file)
     try:
         yield [file.fileno() for file in held]
@@ -288,9 +266,7 @@ def folder_slot(options: argparse.Namespace) -> str:
         raise HamletError("--dataset folder needs --data-root DIR: your images as DIR/<class>/<image>")
     root = Path(os.environ["HAMLET_DATA"]).expanduser().resolve()
     how = {"split_by": options.split_by or "class", "missing_captions": "class"}
-    data = load_dataset(
-        "folder", root=root, size=decode_size(settings["image_size"]), limit=settings["limit"], **how
-    )
+    data = load_dataset("folder", root=root, size=decode_size(settings["image_size"]), limit=settings["limit"], **how)
     name = re.sub(r"\W+", "_", options.name or root.name).strip("_") or "photos"
     slot = f"folder-{name}-{data.content_hash[:8]}"
     paths.write_json(source_of(slot), {"root": str(root), "options": how})
@@ -326,9 +302,7 @@ def carry_out(build: Build, jobs: int, options: argparse.Namespace, locks: list[
     config = {"models": "+".join(options.models or []), "seeds": options.seeds}
     again = reports(build.profile, build.dataset)
     if snakemake([f"{build.profile}/{build.dataset}"], jobs, locks, *again, **config):
-        print(
-            "\nNot everything could be made; what was finished is kept. The same command goes on from here."
-        )
+        print("\nNot everything could be made; what was finished is kept. The same command goes on from here.")
         # --quiet rules hides them in Snakemake
         for log in sorted((paths.output_root() / "logs").rglob("*.log")):
             last = (log.read_text(errors="replace").strip() or " ").splitlines()[-1]

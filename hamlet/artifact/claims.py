@@ -60,9 +60,7 @@ def load_measured(profile: str, dataset: str, also: str | None = None) -> Measur
             keys = frame[["query", "path", "label"]]
             reference = keys if reference is None else reference
             if not keys.equals(reference):
-                raise HamletError(
-                    f"{row.folder}: its queries differ from those of the other runs; run it again"
-                )
+                raise HamletError(f"{row.folder}: its queries differ from those of the other runs; run it again")
             by_run.setdefault(row.run, []).append(frame[list(PER_QUERY)].to_numpy(np.float64))
         own = set(by_run)
     measured.values = {run: np.stack(seeds) for run, seeds in sorted(by_run.items())}
@@ -160,9 +158,7 @@ def judged(source: Replicates) -> pd.DataFrame:
     for claim in source.paper.claims:
         row = {"decided_by": "", **dict.fromkeys(("value", "low", "high", "p"), np.nan)}
         parts, quantitative = source.paper.parts(claim), claim["kind"] == "quantitative"
-        lacking = source.missing(
-            {side[1:] for part in parts for c in part for side in (c.left, c.right) if side}
-        )
+        lacking = source.missing({side[1:] for part in parts for c in part for side in (c.left, c.right) if side})
         row["reason"] = claim.get("not_testable") or "".join(lacking)
         if (parts and not lacking) or lacking == ["memory was measured once"]:
             part, interval, p = source.measure(parts, quantitative)
@@ -214,9 +210,7 @@ def side_by_side(profile: str, datasets: list[str]) -> pd.DataFrame:
         stated = table[["Statement", "Reported"]]
     if stated is None:
         return pd.DataFrame(columns=["Claim", "Statement", "Reported", *datasets])
-    found = stated.assign(
-        **{d: "not there yet: run 06_claims" if c is None else c for d, c in columns.items()}
-    )
+    found = stated.assign(**{d: "not there yet: run 06_claims" if c is None else c for d, c in columns.items()})
     decided = [found[d].str.startswith(("reproduced", "contradicted")) for d in datasets]
     return found[np.any(decided, axis=0)].reset_index()
 
@@ -244,9 +238,7 @@ def pairs(runs: list[str]) -> list[tuple[str, str]]:
     first = f"hamlet_{backbone.lower()}"
     found = [(first, run) for run in rows if run != first]
     mobile = ("hamlet_mobilenetv3-no_text", "gem_mobilenetv3", "mlp_mobilenetv3")
-    return found + (
-        [] if backbone not in REPORTED_BACKBONES else [("hamlet_mobilenetv3", run) for run in mobile]
-    )
+    return found + ([] if backbone not in REPORTED_BACKBONES else [("hamlet_mobilenetv3", run) for run in mobile])
 
 
 def ablation_pairs(runs: list[str]) -> list[tuple[str, str]]:
@@ -279,12 +271,8 @@ def comparisons(profile: str, dataset: str, ablation: bool = False, resamples: i
         one, two = (runs.index(run) for run in pair)
         differences = [np.round(d[:, one] - d[:, two], STEADY) for d in draws]
         rows.append(row | _compare(values[one], values[two], differences, resamples))
-    order = (
-        "first second mAP_first mAP_second difference low high low_classes high_classes p d_z rank_biserial"
-    )
-    table = rounded(
-        pd.DataFrame(rows).reindex(columns=[*order.split(), "improvement", "seeds", "queries", "reason"])
-    )
+    order = "first second mAP_first mAP_second difference low high low_classes high_classes p d_z rank_biserial"
+    table = rounded(pd.DataFrame(rows).reindex(columns=[*order.split(), "improvement", "seeds", "queries", "reason"]))
     table.insert(table.columns.get_loc("p") + 1, "p_holm", st.holm(table["p"]))
     if ablation:  # which shows no P(improvement), so that only rows without a test lack something
         table["reason"] = table["reason"].where(table["p"].isna(), "")
@@ -303,9 +291,7 @@ def language(profile: str, dataset: str, resamples: int = 10_000) -> pd.DataFram
     rows = []
     for name, column in (("mAP", "AP"), ("HAP", "HAP")):
         row = {"metric": name, "p": np.nan, "reason": "missing: HAMLET with shuffled captions, or without"}
-        sides = [
-            [_per_query(f / "per_query.parquet") for f in kept[side]] for side in ("folder_y", "folder_x")
-        ]
+        sides = [[_per_query(f / "per_query.parquet") for f in kept[side]] for side in ("folder_y", "folder_x")]
         whole = [i for i, pair in enumerate(zip(*sides, strict=True)) if all(column in f for f in pair)]
         if whole:
             true, shuffled = (np.stack([side[i][column].to_numpy() for i in whole]) for side in sides)
@@ -359,9 +345,7 @@ def improvement(profile: str) -> pd.DataFrame:
         except HamletError:  # another data set's damage: its own build explains it
             refused.append(f"{dataset} left out: its results do not verify")
     for pair in pairs(list(dict.fromkeys(run for values in loaded.values() for run in values))):
-        sides = {
-            d: [v[run][:, :, 0].mean(axis=1) for run in pair] for d, v in loaded.items() if {*pair} <= {*v}
-        }
+        sides = {d: [v[run][:, :, 0].mean(axis=1) for run in pair] for d, v in loaded.items() if {*pair} <= {*v}}
         several = {d: ab for d, ab in sides.items() if min(map(len, ab)) > 1}
         row = {"First": label(pair[0]), "Second": label(pair[1])}
         row |= {"P(improvement)": "", "95%, seeds": "", "Data sets (seeds)": ""}

@@ -72,9 +72,7 @@ def _tree(path: Path, changed: int) -> ast.Module:
     tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
     for node in ast.walk(tree):
         if isinstance(body := getattr(node, "body", None), list):  # a bare string is a docstring or a remark
-            node.body = [
-                s for s in body if not isinstance(s, ast.Expr) or not isinstance(s.value, ast.Constant)
-            ]
+            node.body = [s for s in body if not isinstance(s, ast.Expr) or not isinstance(s.value, ast.Constant)]
     return tree
 
 

@@ -60,12 +60,8 @@ def measure(profile: str, dataset: str, data_root: str = "") -> Path:
     runs = first_runs(profile, dataset)
     stored = {name: read_verified(run.folder / "result.json") for name, run in runs.items()}
     if not stored:
-        raise HamletError(
-            f"no finished run of {profile} on {dataset}: ./run_all.sh {profile} --dataset {dataset}"
-        )
-    settings = {
-        name: profiles.parameters(runs[name]) | record["parameters"] for name, record in stored.items()
-    }
+        raise HamletError(f"no finished run of {profile} on {dataset}: ./run_all.sh {profile} --dataset {dataset}")
+    settings = {name: profiles.parameters(runs[name]) | record["parameters"] for name, record in stored.items()}
     torch.set_num_threads(1)  # what one core does: the report's batch of one image leaves little to share
     try:
         with own_temporary_folder() as folder:
@@ -89,9 +85,7 @@ def measure(profile: str, dataset: str, data_root: str = "") -> Path:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line that the Snakefile calls."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hamlet.artifact.cost", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m hamlet.artifact.cost", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="quick")
     parser.add_argument("--dataset", default="scenes")
     parser.add_argument("--data-root", default="")

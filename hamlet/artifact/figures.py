@@ -88,22 +88,16 @@ def _inert(figure: Figure) -> None:
         text.set_parse_math(False)
 
 
-def new_figure(
-    rows: int, columns: int, size: tuple[float, float], alt: str, **options
-) -> tuple[Figure, np.ndarray]:
+def new_figure(rows: int, columns: int, size: tuple[float, float], alt: str, **options) -> tuple[Figure, np.ndarray]:
     """A styled figure with its alternative text; pyplot forgets it at once, so that a notebook shows it once."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            rows, columns, figsize=size, squeeze=False, layout="constrained", **options
-        )
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
     plt.close(figure)
     figure.set_label(alt)
     return figure, axes
 
 
-def _bars(
-    axis: plt.Axes, rows: pd.DataFrame, value: str, low: str, high: str, reported: str, decimals: int
-) -> None:
+def _bars(axis: plt.Axes, rows: pd.DataFrame, value: str, low: str, high: str, reported: str, decimals: int) -> None:
     """Horizontal bars in table order, controls below a gap; whiskers, value, the report's as a diamond, and dots for
     the lowest and the highest seed where there are several."""
     places = np.arange(len(rows)) + 0.6 * (rows["group"] == "control").to_numpy()
@@ -112,9 +106,7 @@ def _bars(
             axis.text(0, place, " not run", va="center", style="italic", color="0.4")
             continue
         hatch = "////" if row["group"] == "control" else None
-        axis.barh(
-            place, row[value], 0.72, color=COLOURS[row["backbone"]], edgecolor="black", lw=0.6, hatch=hatch
-        )
+        axis.barh(place, row[value], 0.72, color=COLOURS[row["backbone"]], edgecolor="black", lw=0.6, hatch=hatch)
         if not pd.isna(row[low]):
             # a light edge, seen on hatching in grey too
             for colour, width in (
@@ -138,9 +130,7 @@ def _bars(
 def _legend(figure: Figure, rows: pd.DataFrame, whisker: str) -> None:
     names = [name for name in COLOURS if name in set(rows["backbone"])]
     handles = [Patch(facecolor=COLOURS[name], edgecolor="black", label=name) for name in names]
-    handles.append(
-        Patch(facecolor="white", edgecolor="black", hatch="////", label="control, not in the report")
-    )
+    handles.append(Patch(facecolor="white", edgecolor="black", hatch="////", label="control, not in the report"))
     handles.append(Line2D([], [], color="black", marker="|", label=whisker))
     handles.append(Line2D([], [], color="none", marker="D", mfc="white", mec="black", label=REPORTED))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
@@ -155,9 +145,7 @@ def accuracy_bars(summary: pd.DataFrame, title: str) -> Figure:
     rows["high"] = summary["mean"] + summary[f"{over}_half_width"]
     best = measured[measured["metric"] == "mAP"].sort_values("mean", ascending=False).head(2)
     told = " and ".join(f"{row.model} ({row.mean:.3f})" for row in best.itertuples(index=False))
-    alt = (
-        f"{title}. Bars of mAP, P@1, P@5 and P@10 for {measured['run'].nunique()} rows; highest mAP: {told}."
-    )
+    alt = f"{title}. Bars of mAP, P@1, P@5 and P@10 for {measured['run'].nunique()} rows; highest mAP: {told}."
     figure, axes = new_figure(1, len(ACCURACY), (13, 5.4), alt, sharey=True)
     for axis, metric in zip(axes[0], ACCURACY, strict=True):
         _bars(axis, rows[rows["metric"] == metric], "mean", "low", "high", "reported", 3)
@@ -173,11 +161,7 @@ def efficiency_bars(summary: pd.DataFrame, title: str) -> Figure:
     `tables.efficiency_summary`."""
     rows = summary.assign(none=np.nan)
     times = summary.dropna(subset="latency_ms").sort_values("latency_ms")
-    told = (
-        [f"{row.model} ({row.latency_ms:.1f} ms)" for row in times.iloc[[0, -1]].itertuples()]
-        if len(times)
-        else []
-    )
+    told = [f"{row.model} ({row.latency_ms:.1f} ms)" for row in times.iloc[[0, -1]].itertuples()] if len(times) else []
     figure, axes = new_figure(
         1,
         4,
@@ -220,9 +204,7 @@ def tradeoff_data(accuracy: pd.DataFrame, efficiency: pd.DataFrame) -> pd.DataFr
     columns["reported"] += ["reported_latency_ms"] * 2 + ["reported"] * 2
     frames = []
     for source, taken in columns.items():
-        frame = joined[identity].assign(
-            **{name: joined[column] for name, column in zip(names, taken, strict=True)}
-        )
+        frame = joined[identity].assign(**{name: joined[column] for name, column in zip(names, taken, strict=True)})
         frame = frame.dropna(subset=names[:3]).assign(source=source)
         time, quality = frame["latency_ms"].to_numpy(), frame["mAP"].to_numpy()
         as_good = (time <= time[:, None]) & (quality >= quality[:, None])
@@ -261,9 +243,7 @@ def tradeoff(data: pd.DataFrame, title: str) -> Figure:
 
 
 def _tradeoff_legend(figure: Figure, data: pd.DataFrame) -> None:
-    handles = [
-        Patch(facecolor=COLOURS[name], label=name) for name in COLOURS if name in set(data["backbone"])
-    ]
+    handles = [Patch(facecolor=COLOURS[name], label=name) for name in COLOURS if name in set(data["backbone"])]
     shapes = [name for name in MARKERS if data["model"].str.startswith(name).any()]
     grey = {"color": "none", "mfc": "white", "mec": "0.3"}
     handles += [Line2D([], [], **grey, marker=MARKERS[name], ms=7, label=name) for name in shapes]
@@ -287,9 +267,7 @@ def _name_points(axis: plt.Axes, rows: pd.DataFrame) -> None:
     _inert(axis.figure)
     radii = np.sqrt(AREA * rows["parameters_m"].to_numpy()) / 2 * axis.figure.dpi / 72
     corners = np.array([(0, 0), *itertools.product((-1, 0, 1), (-1, 0, 1))]) * radii[:, None, None]
-    taken = axis.transData.inverted().transform(
-        (axis.transData.transform(points)[:, None] + corners).reshape(-1, 2)
-    )
+    taken = axis.transData.inverted().transform((axis.transData.transform(points)[:, None] + corners).reshape(-1, 2))
     arrows = {"arrowstyle": "-", "color": "0.6", "lw": 0.6}
     options = {"target_x": points[:, 0], "target_y": points[:, 1], "expand": (1.2, 1.5), "iter_lim": 400}
     options |= {"force_text": (0.3, 0.5), "force_static": (0.2, 0.4)}
@@ -308,9 +286,7 @@ def backbone_data(accuracy: pd.DataFrame, efficiency: pd.DataFrame) -> pd.DataFr
     names |= {quantity: (key, f"reported_{key}") for quantity, key in EFFICIENCY.items()}
     rows = []
     for (quantity, pair), index in itertools.product(names.items(), (0, 1)):
-        wide = joined.pivot(index="method", columns="backbone", values=pair[index]).reindex(
-            columns=REPORTED_BACKBONES
-        )
+        wide = joined.pivot(index="method", columns="backbone", values=pair[index]).reindex(columns=REPORTED_BACKBONES)
         wide = wide.reindex(joined["method"].unique()).dropna().reset_index()
         rows.append(wide.assign(source=("measured", "reported")[index], quantity=quantity))
     order = ["method", "source", "quantity", *REPORTED_BACKBONES]
@@ -332,9 +308,7 @@ def backbones(data: pd.DataFrame, title: str) -> Figure:
     rows.sort(key=lambda row: row[0])
     places = {row: index + 0.6 * (row[0] == "reported") for index, row in enumerate(rows)}
     changes = data[(data["source"] == "measured") & (data["quantity"] == "mAP")]
-    told = ", ".join(
-        f"{row.method} {row.MobileNetV3 / row.ResNet18 - 1:+.0%}" for row in changes.itertuples()
-    )
+    told = ", ".join(f"{row.method} {row.MobileNetV3 / row.ResNet18 - 1:+.0%}" for row in changes.itertuples())
     figure, axes = new_figure(
         1,
         len(quantities),
@@ -349,9 +323,7 @@ def backbones(data: pd.DataFrame, title: str) -> Figure:
             line = "-" if row.source == "measured" else ":"
             axis.plot(ends, [place] * 2, line, color="0.4", lw=1.6, zorder=1)
             for end, name, marker in zip(ends, REPORTED_BACKBONES, "os", strict=True):
-                axis.scatter(
-                    end, place, 55, COLOURS[name], marker=marker, edgecolor="black", lw=0.7, zorder=2
-                )
+                axis.scatter(end, place, 55, COLOURS[name], marker=marker, edgecolor="black", lw=0.7, zorder=2)
             change, middle = f"{row.MobileNetV3 / row.ResNet18 - 1:+.0%}", (sum(ends) / 2, place)
             axis.annotate(change, middle, (0, 6), textcoords="offset points", ha="center")
         axis.set_xlim(0, 1.12 * part[REPORTED_BACKBONES].to_numpy().max(initial=1e-9))
@@ -377,9 +349,7 @@ def curves_data(results: pd.DataFrame) -> pd.DataFrame:
     order = list(expected_rows(results["run"]))
     together = pd.concat(frames, ignore_index=True)
     together = together.sort_values("run", key=lambda runs: runs.map(order.index), kind="stable")
-    return rounded(
-        together[["run", "model", "seed", "epoch", "metric_loss", "validation_mAP"]].reset_index(drop=True)
-    )
+    return rounded(together[["run", "model", "seed", "epoch", "metric_loss", "validation_mAP"]].reset_index(drop=True))
 
 
 def learning_curves(data: pd.DataFrame, title: str) -> Figure:
@@ -420,9 +390,7 @@ def learning_curves(data: pd.DataFrame, title: str) -> Figure:
     handles = [Line2D([], [], color=COLOURS[name], lw=1.5, label=name) for name in backbones]
     handles.append(Line2D([], [], color="0.75", lw=0.8, label="the other configurations"))
     for seed in sorted(set(data["seed"])):
-        handles.append(
-            Line2D([], [], color="black", lw=0, marker="os^Dv"[seed % 5], ms=3, label=f"seed {seed}")
-        )
+        handles.append(Line2D([], [], color="black", lw=0, marker="os^Dv"[seed % 5], ms=3, label=f"seed {seed}"))
     figure.legend(
         handles=handles,
         loc="outside lower center",
@@ -452,15 +420,11 @@ def ablation(data: pd.DataFrame, title: str) -> Figure:
         axis.plot(row.difference, place, "o", mfc="#0072B2" if sure else "white", mec="black", ms=7)
         axis.annotate(f"{row.difference:+.4f}", (1.01, place), xycoords=EDGE, va="center")
     axis.set_yticks(range(len(rows)), [f"minus {name}" for name in rows["second"]])
-    axis.set(
-        xlabel="difference in mAP (right of zero: HAMLET in full is better)", ylim=(-0.7, len(rows) - 0.3)
-    )
+    axis.set(xlabel="difference in mAP (right of zero: HAMLET in full is better)", ylim=(-0.7, len(rows) - 0.3))
     handles = [
         Line2D([], [], color="#0072B2", lw=3.5, label="95% over queries (and seeds)"),
         Line2D([], [], color="#0072B2", lw=1, label="95% over classes (and seeds)"),
-        Line2D(
-            [], [], color="none", marker="o", mfc="#0072B2", mec="black", label="Holm p < 0.05 (else open)"
-        ),
+        Line2D([], [], color="none", marker="o", mfc="#0072B2", mec="black", label="Holm p < 0.05 (else open)"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(title)
@@ -471,9 +435,7 @@ def captions_quality(data: pd.DataFrame, title: str) -> Figure:
     """Bars of mAP by kind of text, from `tables.text_table`."""
     values = pd.to_numeric(data["mAP"], errors="coerce")
     told = ", ".join(f"{what} {value:.3f}" for what, value in zip(data["Text"], values, strict=True))
-    figure, axes = new_figure(
-        1, 1, (9, 0.35 * len(data) + 1.4), f"{title}. mAP: {told or 'nothing measured yet'}."
-    )
+    figure, axes = new_figure(1, 1, (9, 0.35 * len(data) + 1.4), f"{title}. mAP: {told or 'nothing measured yet'}.")
     axes[0, 0].barh(range(len(data)), values, color="#0072B2", edgecolor="black", lw=0.6)
     axes[0, 0].set_yticks(range(len(data)), data["Text"])
     axes[0, 0].invert_yaxis()
@@ -487,9 +449,7 @@ def search_tradeoff(data: pd.DataFrame) -> Figure:
     point its setting, in the legend the bytes a vector takes."""
     sizes = sorted(data["size"].unique())
     title = f"Search in {search_conditions(data)}: right and up is better"
-    figure, axes = new_figure(
-        1, len(sizes), (4.6 * len(sizes) + 0.6, 4.2), f"{title}. A line per kind.", sharey=True
-    )
+    figure, axes = new_figure(1, len(sizes), (4.6 * len(sizes) + 0.6, 4.2), f"{title}. A line per kind.", sharey=True)
     for axis, size in zip(axes[0], sizes, strict=True):
         for kind, rows in data[data["size"] == size].groupby("kind", sort=False):
             colour, marker = INDEXES[kind]

@@ -76,9 +76,7 @@ def backbones(pairs: pd.DataFrame) -> list[str]:
     said = []
     for quantity, part in pairs[pairs["source"] == "measured"].groupby("quantity", sort=False):
         change = 100 * (part["MobileNetV3"] / part["ResNet18"] - 1)
-        changes = ", ".join(
-            f"{name} {value:+.0f}%" for name, value in zip(part["method"], change, strict=True)
-        )
+        changes = ", ".join(f"{name} {value:+.0f}%" for name, value in zip(part["method"], change, strict=True))
         said.append(f"{quantity}, from ResNet18 to MobileNetV3: {changes}.")
     return said
 
@@ -112,7 +110,5 @@ def language(table: pd.DataFrame) -> list[str]:
     said = []
     for row in table.dropna(subset="difference").itertuples():
         sure = "untested, since single queries were not kept" if pd.isna(row.p) else f"p {row.p:.4f}"
-        said.append(
-            f"Over shuffled captions, true ones are worth {row.difference:+.4f} {what[row.metric]} ({sure})."
-        )
+        said.append(f"Over shuffled captions, true ones are worth {row.difference:+.4f} {what[row.metric]} ({sure}).")
     return said or ["HAMLET with shuffled captions has not been run, so nothing can be said of its text."]

@@ -224,13 +224,7 @@ class Paper:
             )
         target, slack = float(claim["reported"]), tolerance(claim) + 1e-9
         reachable = low <= target + slack and high >= target - slack
-        word = (
-            "holds"
-            if abs(value - target) <= slack
-            else "holds within rounding"
-            if reachable
-            else "does not hold"
-        )
+        word = "holds" if abs(value - target) <= slack else "holds within rounding" if reachable else "does not hold"
         return word, value, low, high
 
 

@@ -28,21 +28,12 @@ SIDE = 96  # pixels of a thumbnail, at most
 def pack(images: np.ndarray, names: Sequence[str]) -> bytes:
     """One WebP sheet of uint8 (N,s,s,3) ``images``, at most SIDE pixels each, their ``names`` (paths) in its XMP."""
     images = np.asarray(images)
-    if (
-        images.dtype != np.uint8
-        or images.ndim != 4
-        or images.shape[1] != images.shape[2]
-        or images.shape[3] != 3
-    ):
-        raise HamletError(
-            f"thumbnails are uint8 of shape (N,s,s,3), not {images.dtype} of shape {images.shape}"
-        )
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] != 3:
+        raise HamletError(f"thumbnails are uint8 of shape (N,s,s,3), not {images.dtype} of shape {images.shape}")
     if not 0 < len(images) == len(names) == len(set(names)):
         raise HamletError(f"{len(images)} thumbnails need as many different names, not {len(set(names))}")
     if images.shape[1] > SIDE:
-        images = np.stack(
-            [Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.LANCZOS) for image in images]
-        )
+        images = np.stack([Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.LANCZOS) for image in images])
     count, side = images.shape[:2]
     across = int(np.ceil(np.sqrt(count)))
     sheet = np.zeros((-(-count // across) * across, side, side, 3), dtype=np.uint8)
@@ -106,9 +97,7 @@ def _show(axis: plt.Axes, image: np.ndarray | None) -> None:
     if image is None:
         axis.set_facecolor("0.9")
         axis.set_box_aspect(1)
-        axis.text(
-            0.5, 0.5, "no picture\nstored", transform=axis.transAxes, ha="center", va="center", fontsize=7
-        )
+        axis.text(0.5, 0.5, "no picture\nstored", transform=axis.transAxes, ha="center", va="center", fontsize=7)
     else:
         axis.imshow(image, interpolation="antialiased")
 
@@ -118,16 +107,11 @@ def retrieval_gallery(data: pd.DataFrame, images: dict[str, np.ndarray], title: 
     where the class is right, a dashed orange frame and a cross where it is wrong. Class names are never cut."""
     groups, ranks = list(data.groupby("query_path", sort=False)), int(data["rank"].max())
     rows = -(-len(groups) // 2)
-    lines = [
-        max(wrapped(name).count("\n") for name in {*hits["class"], *hits["query_class"]})
-        for _, hits in groups
-    ]
+    lines = [max(wrapped(name).count("\n") for name in {*hits["class"], *hits["query_class"]}) for _, hits in groups]
     size = (15, 1.4 * rows + 0.14 * sum(map(max, lines[::2], [*lines[1::2], 0][:rows])) + 0.8)
     told = [f"{hits['query_class'].iloc[0]} {hits['correct'].sum()} of {len(hits)}" for _, hits in groups]
     alt = f"{title}. Photographs in rows; right among the nearest, per query: {', '.join(told)}."
-    figure, axes = new_figure(
-        rows, 2 * (ranks + 2), size, alt, width_ratios=([1.0] * (ranks + 1) + [0.25]) * 2
-    )
+    figure, axes = new_figure(rows, 2 * (ranks + 2), size, alt, width_ratios=([1.0] * (ranks + 1) + [0.25]) * 2)
     for axis in axes.flat:
         axis.set_axis_off()
     for index, (path, hits) in enumerate(groups):

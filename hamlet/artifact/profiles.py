@@ -190,9 +190,7 @@ def _inherited(name: str, above: tuple[str, ...] = ()) -> dict:
         merged = dict(_mapping(base.get(section) or {}, f"workflow/{own['extends']}.yaml {section}"))
         for key, value in _mapping(own.get(section) or {}, f"workflow/{name}.yaml {section}").items():
             before = merged.get(key)
-            merged[key] = (
-                {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
-            )
+            merged[key] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
         own[section] = merged
     return {"seeds": base.get("seeds"), **own}
 
@@ -264,9 +262,7 @@ def check_dataset(dataset: str) -> None:
         one_of(dataset, list_datasets(), "data set")
 
 
-def expand(
-    profile: str, dataset: str, models: list[str] | None = None, seeds: int | None = None
-) -> list[Run]:
+def expand(profile: str, dataset: str, models: list[str] | None = None, seeds: int | None = None) -> list[Run]:
     """The runs of a profile on a data set, all of seed 0 first so that every row of a table fills early.
 
     ``models`` restricts them to these run names (e.g. "gem_resnet18-text"); ``seeds`` replaces the profile's number

@@ -26,9 +26,7 @@ def standing(folders: list[Path]) -> str:
         ranked, means = rows[rows["group"] == "report"], rows["mean"]
         best = ranked.loc[ranked.index.str.startswith("HAMLET"), "mean"].idxmax()
         place = (ranked["mean"] > means[best]).sum() + 1
-        sentence = (
-            f"On `{folder.name}` {best} is number {place} of {len(ranked)} in mAP: {_value(rows, best)}"
-        )
+        sentence = f"On `{folder.name}` {best} is number {place} of {len(ranked)} in mAP: {_value(rows, best)}"
         if (bare := f"{best} (no text)") in means:
             sentence += f"; text changes it by {means[best] - means[bare]:+.4f}"
         others = rows[(rows["group"] == "control") & ~rows.index.str.startswith("HAMLET")]

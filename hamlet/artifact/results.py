@@ -86,9 +86,7 @@ def check_result(
     return ("stale" if why else "sound"), "; ".join(why)
 
 
-def differences(
-    run: Run, record: dict, data_hash: str | None = None, settings: dict | None = None
-) -> list[str]:
+def differences(run: Run, record: dict, data_hash: str | None = None, settings: dict | None = None) -> list[str]:
     """What a result was made from that is not so now: parameters, data, versions, code, a phrase each."""
     asked, told = settings or profiles.parameters(run), []
     defaults = {key: field.default for key, field in profiles.FIELDS.items() if field.default is not ...}
@@ -131,9 +129,7 @@ def stored_runs(profile: str, dataset: str) -> list[Run]:
     if profile in profiles.profile_names() and "extends" in profiles.load_profile(profile):
         with contextlib.suppress(HamletError):  # a data set that nobody knows any more has no shared runs
             asked = profiles.expand(profile, dataset)
-            found |= {
-                run for run in asked if run.profile != profile and (run.folder / "result.json").is_file()
-            }
+            found |= {run for run in asked if run.profile != profile and (run.folder / "result.json").is_file()}
     return sorted(found)
 
 
@@ -168,9 +164,7 @@ def load_results(profile: str, dataset: str) -> pd.DataFrame:
 
 def _row(run: Run, content: dict) -> dict:
     if content.get("run") != vars(run):
-        raise ResultError(
-            f"{run.folder} holds the result of {content.get('run')}: move or delete that folder"
-        )
+        raise ResultError(f"{run.folder} holds the result of {content.get('run')}: move or delete that folder")
     name, known = (
         run.run_name,
         run.profile in profiles.profile_names() and run.variant in profiles.load_variants(),

@@ -366,9 +366,7 @@ def aside(path: Path, why: str, target: Path | None = None) -> Path:
     return moved
 
 
-def make(
-    run: Run, data_root: str = "", overrides: dict | None = None, output: str = "", keep: bool = False
-) -> Path:
+def make(run: Run, data_root: str = "", overrides: dict | None = None, output: str = "", keep: bool = False) -> Path:
     """Do one run and rename it into place -> folder of the result.
 
     A stored result that answers to what is asked is kept (``keep``: one made by other code or from other parameters
@@ -465,9 +463,7 @@ def override(text: str) -> tuple[str, object]:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line: --help says what it takes."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hamlet.artifact.run", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m hamlet.artifact.run", description=__doc__.splitlines()[0])
     parser.add_argument("action", nargs="?", default="run", choices=("run", "prepare", "notebook"))
     parser.add_argument("name", nargs="?", default="", help="the notebook, for the action notebook")
     parser.add_argument("--profile", default="quick", help="one of workflow/*.yaml")
@@ -476,9 +472,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--variant", default="default", help="one of workflow/variants.yaml")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data-root", default="", help="folder that holds data sets (also: HAMLET_DATA)")
-    parser.add_argument(
-        "--output", default="", help="result folder; needed with --set: no profile is altered"
-    )
+    parser.add_argument("--output", default="", help="result folder; needed with --set: no profile is altered")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides")
     parser.add_argument("--keep", action="store_true", help="a result made by other code counts as there")
     parser.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)

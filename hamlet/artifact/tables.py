@@ -149,9 +149,7 @@ def notes(results: pd.DataFrame, efficiency: dict | None = None) -> list[str]:
         elif efficiency is not None and run not in efficiency["models"]:
             told.append(f"{label}: empty, because it finished after the cost was measured.")
         elif efficiency is None and lacking:
-            told.append(
-                f"{label}: mean without seed {', '.join(map(str, lacking))}, of which nothing is stored."
-            )
+            told.append(f"{label}: mean without seed {', '.join(map(str, lacking))}, of which nothing is stored.")
     if len(seeds) == 1 and efficiency is None:
         told.append("One seed was run, so there is no spread over seeds.")
     if "stale" in results and results["stale"].any():
@@ -173,9 +171,7 @@ def _provenance(records: list[dict]) -> str:
 def accuracy_caption(results: pd.DataFrame) -> str:
     """What was measured on what, with which seeds, where and by which commit."""
     run, seeds = results["result"].iloc[0]["run"], ", ".join(map(str, sorted(set(results["seed"]))))
-    text = (
-        f"Retrieval accuracy, measured: data set {run['dataset']}, profile {run['profile']}, default protocol"
-    )
+    text = f"Retrieval accuracy, measured: data set {run['dataset']}, profile {run['profile']}, default protocol"
     over = f"mean over seeds {seeds}" if "," in seeds else f"seed {seeds} alone"
     return f"{text}, {over}. {_provenance([kept['provenance'] for kept in results['result']])}"
 
@@ -184,9 +180,7 @@ def efficiency_caption(efficiency: dict) -> str:
     """The same of the costs."""
     given = efficiency["parameters"]
     text = f"Cost of describing one image, measured with the weights of {given['dataset']}, profile "
-    text += (
-        f"{given['profile']}: batch 1, {given['image_size']} px, median over {given['images']} query images. "
-    )
+    text += f"{given['profile']}: batch 1, {given['image_size']} px, median over {given['images']} query images. "
     return f"{text}Memory: {given['memory']} {_provenance([efficiency['provenance']])}"
 
 
@@ -205,9 +199,7 @@ def accuracy_table(summary: pd.DataFrame, group: str | None = "report") -> pd.Da
 def efficiency_table(summary: pd.DataFrame, group: str | None = "report") -> pd.DataFrame:
     """Table 2 from `efficiency_summary`: Model and the report's three columns with 2 decimals."""
     rows = _group(summary, group)
-    return pd.DataFrame(
-        {"Model": rows["model"], **{name: fixed(rows[key], 2) for name, key in EFFICIENCY.items()}}
-    )
+    return pd.DataFrame({"Model": rows["model"], **{name: fixed(rows[key], 2) for name, key in EFFICIENCY.items()}})
 
 
 def efficiency_details(summary: pd.DataFrame) -> pd.DataFrame:
@@ -254,9 +246,7 @@ def efficiency_vs_reported(summary: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables).sort_index(kind="stable").reset_index(drop=True)
 
 
-def ratio_table(
-    summary: pd.DataFrame, numerator: str = "HAMLET", denominator: str = "SPARSE"
-) -> pd.DataFrame:
+def ratio_table(summary: pd.DataFrame, numerator: str = "HAMLET", denominator: str = "SPARSE") -> pd.DataFrame:
     """What one method costs in terms of another on each backbone, reported and measured, 2 decimals."""
     rows, tables = summary.set_index("model"), []
     for backbone in summary.loc[summary["group"] == "report", "backbone"].unique():
@@ -271,9 +261,7 @@ def ratio_table(
 
 def protocol_table(results: pd.DataFrame) -> pd.DataFrame:
     """mAP of every run before training and under every stored protocol; hierarchical AP where it was kept."""
-    measured = pd.DataFrame(
-        {"run": results["run"], "mAP untrained": results["untrained_mAP"], "mAP": results["mAP"]}
-    )
+    measured = pd.DataFrame({"run": results["run"], "mAP untrained": results["untrained_mAP"], "mAP": results["mAP"]})
     protocols = {name for kept in results["result"] for name in kept["metrics"]} - {"default", "equal_bytes"}
     for protocol in sorted(protocols):
         name, key = ("HAP", "HAP") if protocol == "hierarchical" else (f"mAP {protocol}", "mAP")
@@ -290,9 +278,7 @@ def equal_bytes_table(results: pd.DataFrame) -> pd.DataFrame | None:
     whole = [result["model"]["descriptor_bytes"] for result in kept["result"]]
     cut = pd.DataFrame([result["metrics"]["equal_bytes"] for result in kept["result"]], index=kept.index)
     measured = pd.DataFrame({"run": kept["run"], "Descriptor (bytes)": whole, "mAP, whole": kept["mAP"]})
-    measured = measured.join(
-        cut[[metric for metric in ACCURACY if metric in cut]].add_suffix(", equal bytes")
-    )
+    measured = measured.join(cut[[metric for metric in ACCURACY if metric in cut]].add_suffix(", equal bytes"))
     names = expected_rows(kept["run"])
     return _means(measured, {run: name for run, name in names.items() if run in set(kept["run"])})
 
@@ -349,6 +335,4 @@ def text_table(results: pd.DataFrame) -> pd.DataFrame:
     measured = kept.groupby("Text")[[*ACCURACY, "HAP"]].mean()
     order = ["default", *sorted(set(measured.index) - {"default"})]
     measured = rounded(measured.reindex([name for name in order if name in measured.index]))
-    return pd.DataFrame({"Text": measured.index, **{m: fixed(measured[m], 4) for m in measured}}).reset_index(
-        drop=True
-    )
+    return pd.DataFrame({"Text": measured.index, **{m: fixed(measured[m], 4) for m in measured}}).reset_index(drop=True)

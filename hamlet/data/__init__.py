@@ -60,9 +60,7 @@ def _loaders() -> dict[str, Callable[..., Listing]]:
                 if callable(loaded) and entry.name not in LOADERS:
                     register(entry.name)(loaded)
             except Exception as error:  # one broken package must not take the others away
-                warnings.warn(
-                    f"data set {entry.name} ({entry.value}) cannot be used: {error!r}", stacklevel=3
-                )
+                warnings.warn(f"data set {entry.name} ({entry.value}) cannot be used: {error!r}", stacklevel=3)
     return dict(sorted(LOADERS.items()))
 
 
@@ -100,9 +98,7 @@ def _whole(label: str, value: object, low: int, high: int) -> int:
     return int(value)
 
 
-def identity_of(
-    name: str, /, root: Root = None, *, limit: int | None = None, **options: object
-) -> tuple[str, str]:
+def identity_of(name: str, /, root: Root = None, *, limit: int | None = None, **options: object) -> tuple[str, str]:
     """``(RetrievalDataset.name, content_hash)`` without decoding, and without reading unchanged files again.
 
     `scenes` in full is not even rendered. Arguments and errors of :func:`load_dataset`.

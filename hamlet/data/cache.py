@@ -116,9 +116,7 @@ def cached(stem: str, key: str, count: int, size: int, rows: Iterable[np.ndarray
                 _write(array, count, size, rows)
         found = _read(array, shape)
         if found is None:
-            raise DataError(
-                f"{array}: what was just written reads differently; check the disk of HAMLET_CACHE"
-            )
+            raise DataError(f"{array}: what was just written reads differently; check the disk of HAMLET_CACHE")
     return found
 
 

@@ -57,11 +57,7 @@ def with_sentences(
     for row in rows.itertuples():
         file = folder / file_of(row)
         try:
-            lines = [
-                " ".join(line.split())
-                for line in file.read_text(encoding="utf-8").splitlines()
-                if line.strip()
-            ]
+            lines = [" ".join(line.split()) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{name}: captions of {row.path} cannot be read from {file} ({error})") from error
         if not lines:
@@ -101,9 +97,7 @@ def cub200(root: Root, limit: int | None, *, verify: bool = True) -> Listing:
     return Listing("cub200", rows, names, names, UNSEEN, folder / "images", excluded=excluded)
 
 
-def _classless(
-    name: str, root: Path, captions: dict[str, list[str]], split: dict[str, str], limit: int | None
-):
+def _classless(name: str, root: Path, captions: dict[str, list[str]], split: dict[str, str], limit: int | None):
     """A listing in which every image is its own class; ``limit``: at most that many images per split."""
     rows = pd.DataFrame({"split": split, "captions": captions}).reset_index(names="path").sort_values("path")
     rows = in_order(rows, SPLITS)
@@ -128,9 +122,7 @@ def _captions_txt(file: Path) -> dict[str, list[str]]:
     lines = file.read_text(encoding="utf-8-sig").splitlines()
     columns = [column.strip() for column in lines[0].split(",")] if lines else []
     if columns not in (["image", "caption"], ["image", "comment_number", "comment"]):
-        raise DataError(
-            f"{file}, line 1: expected image,caption or image,comment_number,comment, got {columns}"
-        )
+        raise DataError(f"{file}, line 1: expected image,caption or image,comment_number,comment, got {columns}")
     captions: dict[str, list[str]] = {}
     for number, line in enumerate(lines[1:], start=2):
         cells = [cell.strip() for cell in line.split(",", len(columns) - 1)]
@@ -201,9 +193,7 @@ def coco_captions(root: Root, limit: int | None, *, year: int = 2017, verify: bo
             for note in content["annotations"]:
                 captions.setdefault(names[note["image_id"]], []).append(" ".join(note["caption"].split()))
         except (KeyError, TypeError) as error:
-            raise DataError(
-                f"{base / table}: expected images and annotations as published ({error!r})"
-            ) from error
+            raise DataError(f"{base / table}: expected images and annotations as published ({error!r})") from error
         files[part] = list(names.values())
         if silent := [file for file in files[part] if file not in captions]:
             raise DataError(f"{base / table}: no caption for {silent[0]}")

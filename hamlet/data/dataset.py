@@ -133,9 +133,7 @@ def register(name: str) -> Callable[[Callable[..., Listing]], Callable[..., List
 
     def keep(loader: Callable[..., Listing]) -> Callable[..., Listing]:
         if (known := LOADERS.get(name)) is not None and known.__module__ != loader.__module__:
-            raise DataError(
-                f"data set {name!r} is registered already, by {known.__module__}; choose another name"
-            )
+            raise DataError(f"data set {name!r} is registered already, by {known.__module__}; choose another name")
         LOADERS[name] = loader
         return loader
 
@@ -158,8 +156,7 @@ def content_hash(rows: pd.DataFrame) -> str:
     words = rows.captions.map("\n".join) if "captions" in rows else rows.caption
     columns = (rows.path, rows.digest, rows.label, rows.coarse_label, rows.split, words)
     lines = sorted(
-        json.dumps([str(p), str(d), int(a), int(b), str(s), str(c)])
-        for p, d, a, b, s, c in zip(*columns, strict=True)
+        json.dumps([str(p), str(d), int(a), int(b), str(s), str(c)]) for p, d, a, b, s, c in zip(*columns, strict=True)
     )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -176,9 +173,7 @@ def _check(name: str, listing: Listing) -> None:
         raise DataError(f"{name}: empty caption for {rows.path[rows.caption.str.strip() == ''].iloc[0]}")
     for key, protocol in listing.protocols.items():
         if missing := {protocol.query, protocol.gallery} - set(rows.split) - {None}:
-            raise DataError(
-                f"{name}: protocol {key} needs the split(s) {sorted(missing)}, which hold no image"
-            )
+            raise DataError(f"{name}: protocol {key} needs the split(s) {sorted(missing)}, which hold no image")
 
 
 def assemble(name: str, listing: Listing, images: np.ndarray, digest: str) -> RetrievalDataset:
@@ -205,9 +200,7 @@ def assemble(name: str, listing: Listing, images: np.ndarray, digest: str) -> Re
     if excluded:
         counts = Counter(reason.split(":")[0] for _, reason in excluded)
         listed = "; ".join(f"{n} x {reason}" for reason, n in counts.most_common())
-        text = (
-            f"{name}: {len(excluded)} left out ({listed}); first: {excluded[0][0]}; all in dataset.excluded"
-        )
+        text = f"{name}: {len(excluded)} left out ({listed}); first: {excluded[0][0]}; all in dataset.excluded"
         warnings.warn(text, UserWarning, stacklevel=3)
     names = (list(listing.class_names), list(listing.coarse_names))
     return RetrievalDataset(name, images.shape[1], digest, *names, splits, dict(listing.protocols), excluded)

@@ -65,9 +65,7 @@ def scan(root: str | os.PathLike) -> tuple[list[str], list[tuple[str, str]]]:
             info, entries = folder.stat(), sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
             if folder == root:
-                raise DataError(
-                    f"{root}: cannot be read ({error.strerror}); name a folder of images"
-                ) from error
+                raise DataError(f"{root}: cannot be read ({error.strerror}); name a folder of images") from error
             excluded.append((relative, f"unreadable folder: {error.strerror}"))
             continue
         if (info.st_dev, info.st_ino) in seen:
@@ -180,12 +178,7 @@ def _from_file(file: io.BufferedIOBase, size: int | None) -> Image.Image | np.nd
 
 def _from_array(array: np.ndarray) -> Image.Image:
     shape, kind = array.shape, array.dtype.name
-    if (
-        0 in shape
-        or kind not in ("uint8", "uint16")
-        or (shape[2:] or (3,)) not in ((3,), (4,))
-        or len(shape) < 2
-    ):
+    if 0 in shape or kind not in ("uint8", "uint16") or (shape[2:] or (3,)) not in ((3,), (4,)) or len(shape) < 2:
         raise ValueError(f"{kind} {shape}: expected uint8 or uint16 (H, W), (H, W, 3) or (H, W, 4)")
     return Image.fromarray(array if kind == "uint8" else to_8_bits(array))
 

@@ -39,9 +39,7 @@ PROTOCOLS = {
 }
 
 
-def read_table(
-    table: Path, needed: Sequence[str], optional: Sequence[str] = ()
-) -> Iterator[tuple[str, dict]]:
+def read_table(table: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[str, dict]]:
     """("file, line n", {column: text}) of each line of a CSV; what could be misread is an error with the line."""
     try:
         raw = table.read_bytes()
@@ -52,22 +50,14 @@ def read_table(
         line = raw[: error.start].count(b"\n") + 1
         raise DataError(f"{table}, line {line}: not a UTF-8 CSV file ({error.reason})") from error
     if (nul := text.find("\0")) >= 0:
-        raise DataError(
-            f"{table}, line {text[:nul].count(chr(10)) + 1}: a NUL byte; save the table as UTF-8 text"
-        )
+        raise DataError(f"{table}, line {text[:nul].count(chr(10)) + 1}: a NUL byte; save the table as UTF-8 text")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         columns = [column.strip() for column in next(reader, [])]
         if not set(needed) <= set(columns):
-            raise DataError(
-                f"{table}: the first line must name the columns {','.join(needed)}, got {columns}"
-            )
-        if odd := [
-            c for c in columns if columns.count(c) > 1 or (optional and c not in (*needed, *optional))
-        ]:
-            raise DataError(
-                f"{table}, line 1: column {odd[0]!r} is given twice, or none of {*needed, *optional}"
-            )
+            raise DataError(f"{table}: the first line must name the columns {','.join(needed)}, got {columns}")
+        if odd := [c for c in columns if columns.count(c) > 1 or (optional and c not in (*needed, *optional))]:
+            raise DataError(f"{table}, line 1: column {odd[0]!r} is given twice, or none of {*needed, *optional}")
         for row in reader:
             where = f"{table}, line {reader.line_num}"
             if row and len(row) != len(columns):
@@ -138,9 +128,7 @@ def _hold_out(split: dict[str, str], of_class: dict[str, str], seed: int) -> dic
         groups = {name: [file for file in train if of_class[file] == name] for name in classes}
         return split | split_images(groups, seed, test=0)
     if len(classes) < 4:
-        raise DataError(
-            f"folder: {len(classes)} training classes are too few to hold two out; add validation/"
-        )
+        raise DataError(f"folder: {len(classes)} training classes are too few to hold two out; add validation/")
     held = _order(seed, sorted(classes))[: max(2, round(VALIDATION * len(classes)))]
     return split | {file: "validation" for file in train if of_class[file] in held}
 
@@ -159,9 +147,7 @@ def _from_folders(root: Path, files: list[str]) -> tuple[dict[str, str], dict[st
         )
     splits = bool(named) and named == tops
     if splits and deepest == 1:
-        raise DataError(
-            f"folder: are {', '.join(sorted(tops))} of {root} classes or splits? say it in labels.csv"
-        )
+        raise DataError(f"folder: are {', '.join(sorted(tops))} of {root} classes or splits? say it in labels.csv")
     if len(depths) > 1 or deepest > 2 + splits:
         raise DataError(
             f"folder: images of {root} lie at depths that no one layout explains ({example}); use <class>/<image> "
@@ -171,9 +157,7 @@ def _from_folders(root: Path, files: list[str]) -> tuple[dict[str, str], dict[st
         return {file: "/".join(folders) for file, folders in parts.items()}, None
     called = [ALIASES[top.lower()] for top in tops]
     if len(set(called)) < len(called) or not {"train", "query"} <= set(called):
-        raise DataError(
-            f"folder: splits {', '.join(sorted(tops))} of {root}; expected train, test and one validation"
-        )
+        raise DataError(f"folder: splits {', '.join(sorted(tops))} of {root}; expected train, test and one validation")
     return (
         {file: "/".join(folders[1:]) for file, folders in parts.items()},
         {file: ALIASES[folders[0].lower()] for file, folders in parts.items()},
@@ -196,9 +180,7 @@ def _from_table(rows: dict[str, dict]) -> tuple[dict[str, str], dict[str, str] |
     return of_class, split or None
 
 
-def _captions(
-    root: Path, of_class: dict[str, str], rows: dict[str, dict], missing: str
-) -> dict[str, str | None]:
+def _captions(root: Path, of_class: dict[str, str], rows: dict[str, dict], missing: str) -> dict[str, str | None]:
     """A caption for every image, None for those to leave out."""
     written = {file: row["caption"] for file, row in rows.items() if "caption" in row}
     if (table := root / "captions.csv").exists():
@@ -219,9 +201,7 @@ def _captions(
     return captions | (dict.fromkeys(without) if missing == "exclude" else {})
 
 
-def _classes(
-    root: Path, files: list[str]
-) -> tuple[dict[str, str], dict[str, str] | None, dict[str, dict], list]:
+def _classes(root: Path, files: list[str]) -> tuple[dict[str, str], dict[str, str] | None, dict[str, dict], list]:
     """Class and split by image, the rows of labels.csv, and what neither folder nor table gives a class."""
     if not files:
         raise DataError(f"folder: no image below {root}; expected <root>/<class>/<image>")

@@ -172,18 +172,14 @@ def fetch(root: Root, source: str, check: bool) -> Path:
         RuntimeError,
         EOFError,
     ) as error:
-        raise DataError(
-            f"grocery: what came from {source} is no sound zip archive ({error}); run again"
-        ) from error
+        raise DataError(f"grocery: what came from {source} is no sound zip archive ({error}); run again") from error
     except OSError as error:  # requests' errors are among them
         raise DataError(f"grocery: not found, and fetching failed ({error}). {by_hand(root)}") from error
     return target / "dataset"
 
 
 @register("grocery")
-def load(
-    root: Root, limit: int | None, *, verify: bool = True, download: bool = True, source: str = GITHUB
-) -> Listing:
+def load(root: Root, limit: int | None, *, verify: bool = True, download: bool = True, source: str = GITHUB) -> Listing:
     """Splits train, validation, query (test list), iconic; captions are the class descriptions.
 
     verify=False accepts a modified copy; download=False never touches the network; source: base address.

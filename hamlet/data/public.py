@@ -24,18 +24,14 @@ from hamlet.data.dataset import Listing, Protocol, Root, register
 from hamlet.errors import DataError
 
 PROTOCOLS = {
-    "default": Protocol(
-        "query", None, "every image of the published test list against the others (leave-one-out)"
-    ),
+    "default": Protocol("query", None, "every image of the published test list against the others (leave-one-out)"),
     "validation": Protocol("validation", None, "validation images, leave-one-out"),
 }
 HOLD_OUT = 0.1  # of each class of the training list, where no validation list is published
 FOLDERS = {"cifar10": "cifar-10-batches-py", "flowers102": "flowers-102", "pets": "oxford-iiit-pet"}
 
 
-def open_parts(
-    name: str, root: Root, download: bool, make: Callable[[Path, bool], list]
-) -> tuple[Path, list]:
+def open_parts(name: str, root: Root, download: bool, make: Callable[[Path, bool], list]) -> tuple[Path, list]:
     """Find the published folder below a data root (or its downloads/), else let torchvision fetch it there."""
     bases = [base / inner for base in paths.data_roots(root) for inner in ("", "downloads")]
     here = next((base for base in bases if (base / FOLDERS[name]).is_dir()), None)
@@ -65,9 +61,7 @@ def held_out(labels: np.ndarray) -> np.ndarray:
 
 def _table(parts: list[tuple[str, list[str], np.ndarray]], class_names: list[str]) -> pd.DataFrame:
     """Rows of (split, files, labels); where no validation is among them, it is held out of train."""
-    frames = [
-        pd.DataFrame({"split": split, "path": files, "label": labels}) for split, files, labels in parts
-    ]
+    frames = [pd.DataFrame({"split": split, "path": files, "label": labels}) for split, files, labels in parts]
     if len(frames) == 2:
         held = held_out(frames[0].label.to_numpy())
         frames[0:1] = [frames[0][~held], frames[0][held].assign(split="validation")]

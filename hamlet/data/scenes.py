@@ -45,14 +45,10 @@ from hamlet.data.scenes_drawing import (
 from hamlet.errors import DataError
 from hamlet.paths import ROOT
 
-PIXELS = (
-    "5ba44245a1d77dc0c4a053bc61859924cb776949b1c68e8005ceb7a07f9e96b0"  # SHA-256 of all images, splits sorted
-)
+PIXELS = "5ba44245a1d77dc0c4a053bc61859924cb776949b1c68e8005ceb7a07f9e96b0"  # SHA-256 of all images, splits sorted
 PROTOCOLS = {
     "default": Protocol("query", "gallery", "classes never seen in training, query against gallery"),
-    "seen": Protocol(
-        "seen_query", "seen_gallery", "new images of the training classes, query against gallery"
-    ),
+    "seen": Protocol("seen_query", "seen_gallery", "new images of the training classes, query against gallery"),
     "validation": Protocol("validation", None, "validation classes, leave-one-out"),
 }
 SHAPES: dict[str, list[dict]] = yaml.safe_load((ROOT / "data/scenes/shapes.yaml").read_text(encoding="utf-8"))
@@ -312,9 +308,7 @@ def load(root: Root, limit: int | None, *, workers: int | None = None) -> Listin
     def pixels(rows: pd.DataFrame, size: int) -> np.ndarray | Iterable[np.ndarray]:
         images, digest = native()
         if limit is None and digest != PIXELS:
-            raise DataError(
-                f"scenes: rendered pixels {digest[:12]} are not the published {PIXELS[:12]}; see README"
-            )
+            raise DataError(f"scenes: rendered pixels {digest[:12]} are not the published {PIXELS[:12]}; see README")
         return images if size == SIZE else (decode.fit(Image.fromarray(image), size) for image in images)
 
     drawn = PIXELS if limit is None else native()[1]  # in full, nothing is rendered to know the content

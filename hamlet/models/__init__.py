@@ -78,8 +78,6 @@ def create_model(name: str, pretrained: bool | str | Path = False, **options) ->
     if name not in REGISTRY and name not in METHODS:
         near = difflib.get_close_matches(str(name), [*names, *methods], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise HamletError(
-            f"no model {name!r}{hint} Models: {', '.join(names)}; methods: {', '.join(methods)}"
-        )
+        raise HamletError(f"no model {name!r}{hint} Models: {', '.join(names)}; methods: {', '.join(methods)}")
     method, backbone, defaults = REGISTRY.get(name, (name, "resnet18", {}))
     return METHODS[method](**{"backbone": backbone, **defaults, **options}, pretrained=pretrained)

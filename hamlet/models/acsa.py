@@ -178,9 +178,7 @@ class TokenKeeper(nn.Module):
     def __init__(self, levels: int, width: int, temperature: float = 1.0, gain: float = 8.0):
         super().__init__()
         self.temperature = temperature
-        self.gain = (
-            gain  # lets logits outgrow the noise, and reach the ratio, within a few hundred Adam steps
-        )
+        self.gain = gain  # lets logits outgrow the noise, and reach the ratio, within a few hundred Adam steps
         self.evidence = nn.Linear(2 * levels, 1)
         self.hidden = LevelLinear(levels, width, width // 4)
         self.score = LevelLinear(levels, width // 4, 1, gain=0.1)

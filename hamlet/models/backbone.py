@@ -65,9 +65,7 @@ class Backbone(nn.Module):
         maps = [maps[i] for i in self.indices]
         if self.channels_last_output:
             maps = [m.permute(0, 3, 1, 2) for m in maps]
-        return (
-            [_resample(m, images, s) for m, s in zip(maps, STRIDES, strict=True)] if self.resampled else maps
-        )
+        return [_resample(m, images, s) for m, s in zip(maps, STRIDES, strict=True)] if self.resampled else maps
 
 
 def _resample(x: Tensor, images: Tensor, stride: int) -> Tensor:

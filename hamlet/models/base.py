@@ -119,9 +119,7 @@ class RetrievalModel(nn.Module, HubModel):
         if images.ndim != 4 or images.shape[1] != 3:
             raise HamletError(f"expected images of shape (B, 3, H, W), got {tuple(images.shape)}")
         if min(images.shape[2:]) < 64:
-            raise HamletError(
-                f"images are {tuple(images.shape[2:])} px, expected at least 64 px a side; resize them"
-            )
+            raise HamletError(f"images are {tuple(images.shape[2:])} px, expected at least 64 px a side; resize them")
         kind = images.device.type
         mixed = torch.is_autocast_enabled(kind) and not self.float32_backbone
         with torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=mixed):

@@ -73,9 +73,7 @@ class DSCF(RetrievalModel):
 
     method = "dscf"
 
-    def build(
-        self, embedding_dim: int = 512, width: int = 474, sizes: tuple[int, ...] = (1, 3, 5, 7)
-    ) -> None:
+    def build(self, embedding_dim: int = 512, width: int = 474, sizes: tuple[int, ...] = (1, 3, 5, 7)) -> None:
         if any(s % 2 == 0 for s in sizes):
             raise HamletError(f"dscf: sizes={tuple(sizes)}, expected odd kernel sizes such as (1, 3, 5, 7)")
         c3, c4, c5 = self.backbone.channels[1:]

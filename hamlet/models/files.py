@@ -137,11 +137,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> "Retriev
     try:
         model = create_model(record["method"], backbone=record["backbone"], **record["options"])
         model.mean, model.std = (tuple(map(float, record[k])) for k in ("mean", "std"))
-        if (
-            not len(model.mean) == len(model.std) == 3
-            or not min(model.std) > 0
-            or not -9 < sum(model.mean) < 9
-        ):
+        if not len(model.mean) == len(model.std) == 3 or not min(model.std) > 0 or not -9 < sum(model.mean) < 9:
             raise ValueError(f"mean {model.mean} and std {model.std}, expected three numbers each")
         model.initial_weights, model.card = dict(record["initial_weights"]), dict(record["card"])
     except (KeyError, TypeError, ValueError) as error:

@@ -119,9 +119,7 @@ class HAMLET(RetrievalModel):
         x = tokens + place
         if self.keeper is not None:
             keep = self.keeper(tokens)
-            losses["ratio"] = (
-                self.options["ratio_weight"] * (keep.mean() - self.options["keep_ratio"]).square()
-            )
+            losses["ratio"] = self.options["ratio_weight"] * (keep.mean() - self.options["keep_ratio"]).square()
             if self.training or self.static_tokens or torch.compiler.is_exporting():
                 kept = Kept(grid, keep)
             else:
@@ -144,11 +142,7 @@ class HAMLET(RetrievalModel):
         levels, (rows, columns) = len(self.laterals), grid
         tokens = []
         for lateral, x, s in zip(self.laterals, maps[-levels:], SUBCELLS[-levels:], strict=True):
-            x = (
-                F.adaptive_avg_pool2d(x, (rows * s, columns * s))
-                .unflatten(3, (columns, s))
-                .unflatten(2, (rows, s))
-            )
+            x = F.adaptive_avg_pool2d(x, (rows * s, columns * s)).unflatten(3, (columns, s)).unflatten(2, (rows, s))
             tokens.append(lateral(x.permute(0, 2, 4, 1, 3, 5).flatten(3)).flatten(1, 2))
         tokens = torch.stack(tokens)
         return F.layer_norm(tokens, tokens.shape[-1:])

@@ -28,9 +28,7 @@ def descriptor_head(inputs: int, embedding_dim: int) -> nn.Sequential:
     them (the BNNeck of Luo et al., "Bag of tricks and a strong baseline for deep person re-identification", CVPR
     Workshops 2019) lets training from scratch start at once. It adds no parameters.
     """
-    return nn.Sequential(
-        nn.Linear(inputs, embedding_dim, bias=False), nn.BatchNorm1d(embedding_dim, affine=False)
-    )
+    return nn.Sequential(nn.Linear(inputs, embedding_dim, bias=False), nn.BatchNorm1d(embedding_dim, affine=False))
 
 
 class Convolution(nn.Conv2d):

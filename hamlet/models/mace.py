@@ -52,9 +52,7 @@ class MACE(RetrievalModel):
 
     method = "mace"
 
-    def build(
-        self, embedding_dim: int = 512, width: int = 404, scales: tuple[int, ...] = (1, 2, 3, 6)
-    ) -> None:
+    def build(self, embedding_dim: int = 512, width: int = 404, scales: tuple[int, ...] = (1, 2, 3, 6)) -> None:
         channels = self.backbone.channels[-1]
         self.psi = conv_bn(channels, width)
         self.contexts = nn.ModuleList(AdaptiveContext(channels, width, s) for s in scales)

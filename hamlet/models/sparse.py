@@ -23,9 +23,7 @@ def context_convolution(channels: int, width: int, separable: bool) -> nn.Module
     if not separable:
         return conv_bn(channels, width, kernel=3)
     depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
-    return nn.Sequential(
-        conv_bn(channels, width), depthwise, nn.BatchNorm2d(width), nn.ReLU(), conv_bn(width, width)
-    )
+    return nn.Sequential(conv_bn(channels, width), depthwise, nn.BatchNorm2d(width), nn.ReLU(), conv_bn(width, width))
 
 
 class SparseAutoencoder(nn.Module):

@@ -107,9 +107,7 @@ class SpCa(RetrievalModel):
 
     method = "spca"
 
-    def build(
-        self, embedding_dim: int = 512, width: int = 1184, hidden: int = 2216, tokens: int = 16
-    ) -> None:
+    def build(self, embedding_dim: int = 512, width: int = 1184, hidden: int = 2216, tokens: int = 16) -> None:
         if width % 8:
             raise HamletError(f"spca: width={width}, expected a multiple of 8, the number of attention heads")
         self.widen = nn.Sequential(
@@ -121,9 +119,7 @@ class SpCa(RetrievalModel):
         self.attention = ContextAttention(width)
         # normalised input and small scales: without them Adam's equal steps in a wide layer that starts at zero
         # overwhelm the backbone's features within a few updates
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
-        )
+        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         nn.init.zeros_(self.mlp[-1].weight)
         nn.init.zeros_(self.mlp[-1].bias)
         self.scale = nn.Parameter(torch.full((2, width), 0.1))

@@ -166,9 +166,7 @@ def check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], source:
 def _hub_file(name: str, cfg) -> Path:
     """The weights' file in Hugging Face's cache, downloaded where it is not there. Offline: an error at once."""
     if not cfg.hf_hub_id:
-        raise HamletError(
-            f"timm publishes no weights for {name!r}; take pretrained=False or another backbone"
-        )
+        raise HamletError(f"timm publishes no weights for {name!r}; take pretrained=False or another backbone")
     repository = cfg.hf_hub_id if "/" in cfg.hf_hub_id else f"timm/{cfg.hf_hub_id}"
     file = cfg.hf_hub_filename or "model.safetensors"
     return hub_file(repository, file, f"pass the file's path as pretrained=, or 'packaged' on {PACKAGED}")
@@ -188,9 +186,7 @@ def hub_file(repository: str, file: str, otherwise: str) -> Path:
             return Path(hf_hub_download(repository, file))
         except (HfHubHTTPError, OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-    raise HamletError(
-        f"{where} is not in the local cache and {reason}; run once with network access, or {otherwise}"
-    )
+    raise HamletError(f"{where} is not in the local cache and {reason}; run once with network access, or {otherwise}")
 
 
 def reachable(address: str, seconds: float = 3.0) -> bool:

@@ -133,9 +133,7 @@ class Index:
     def _rows(self, descriptors: np.ndarray) -> np.ndarray:
         rows = np.atleast_2d(descriptors)
         if rows.ndim != 2 or rows.shape[1] != self.dimension or rows.dtype.kind not in "fiub":
-            raise HamletError(
-                f"expected real descriptors (N, {self.dimension}), got {rows.dtype} {rows.shape}"
-            )
+            raise HamletError(f"expected real descriptors (N, {self.dimension}), got {rows.dtype} {rows.shape}")
         rows = np.ascontiguousarray(rows, np.float32)
         if not np.isfinite(rows).all():
             raise HamletError("descriptors hold NaN or infinity; leave out the photo that caused it")
@@ -195,9 +193,7 @@ class Index:
         rows, k = self._rows(descriptors), min(whole("k", k), len(self))
         scores, ids = self._nearest(rows, k) if k else (np.zeros((len(rows), 0)),) * 2
         asked, rank = np.indices(ids.shape)
-        found = pd.DataFrame(
-            {"query": asked.ravel(), "rank": rank.ravel() + 1, "id": ids.ravel().astype(int)}
-        )
+        found = pd.DataFrame({"query": asked.ravel(), "rank": rank.ravel() + 1, "id": ids.ravel().astype(int)})
         found["score"] = scores.ravel().astype(np.float32)
         found = found[found["id"] >= 0].reset_index(drop=True)  # approximate kinds may find fewer than k
         root = self.about.get("root", "")
@@ -237,9 +233,7 @@ class Index:
     # -- folders -----------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_folder(
-        cls, root: str | Path, folder: str | Path | None = None, model=None, **options
-    ) -> "Index":
+    def from_folder(cls, root: str | Path, folder: str | Path | None = None, model=None, **options) -> "Index":
         """Describe all photos below ``root``; with ``folder``, keep the index there, and next time only what changed.
 
         model: for ``hamlet.load``, or what it returned; by default the index's own, else "default". options: those of
@@ -257,9 +251,7 @@ class Index:
             index.update(encoder, root, folder, **options).set_aside = aside
         return index
 
-    def update(
-        self, encoder: photos.Encoder | None = None, root=None, folder=None, kind=None, **options
-    ) -> Changes:
+    def update(self, encoder: photos.Encoder | None = None, root=None, folder=None, kind=None, **options) -> Changes:
         """Describe what is new or changed below ``root`` (default: the index's), forget what is gone.
 
         folder: where the index is saved, also on the way. kind: one of KINDS, by default by size. options: batch_size,

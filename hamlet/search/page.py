@@ -52,11 +52,7 @@ def section(heading: str, picture: str, found: pd.DataFrame, index: Index, sourc
 
     source: id -> address of a thumbnail. link: id -> address that a found photo leads to.
     """
-    asked = (
-        f'<img class="asked" src="{picture}" alt="the photo asked for: {html.escape(heading)}">'
-        if picture
-        else ""
-    )
+    asked = f'<img class="asked" src="{picture}" alt="the photo asked for: {html.escape(heading)}">' if picture else ""
     hits = []
     for row in found.itertuples():
         name = html.escape(photos.shown(index.paths[row.id]))

@@ -58,9 +58,7 @@ def states(root: Path) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """{path: state} of every photo below ``root``, and (path, reason) of what was left out."""
     names, left_out = scan(root)
     if not names:
-        raise HamletError(
-            f"no photo below {shown(root)}; name a folder that holds JPEG, PNG, HEIC or the like"
-        )
+        raise HamletError(f"no photo below {shown(root)}; name a folder that holds JPEG, PNG, HEIC or the like")
     info = ((name, (root / name).stat()) for name in names)
     return {n: f"{i.st_ino}-{i.st_size}-{i.st_mtime_ns}-{i.st_ctime_ns}" for n, i in info}, left_out
 

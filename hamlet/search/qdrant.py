@@ -21,16 +21,12 @@ class QdrantIndex(Index):
     client: a QdrantClient, of a server (``url=``) or embedded (``path=``, ":memory:"). collection: made if absent.
     """
 
-    def __init__(
-        self, client: QdrantClient, collection: str, dimension: int | None = None, about: dict | None = None
-    ):
+    def __init__(self, client: QdrantClient, collection: str, dimension: int | None = None, about: dict | None = None):
         self.client, self.collection, self.notes = client, collection, f"{collection}-about"
         if client.collection_exists(collection):
             there = client.get_collection(collection).config.params.vectors.size
             if dimension not in (None, there):
-                raise HamletError(
-                    f"{collection} holds descriptors of {there} values, not {dimension}; name another"
-                )
+                raise HamletError(f"{collection} holds descriptors of {there} values, not {dimension}; name another")
             kept = client.retrieve(self.notes, [0])
             super().__init__("flat", there, {**(kept[0].payload if kept else {}), **(about or {})})
         elif dimension is None:

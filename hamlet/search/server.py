@@ -50,9 +50,7 @@ class Live:
         """describe: "encode" for a picture, "encode_text" for words, which are never taken for the path of a file."""
         index = self.current()
         found = index.query(getattr(self.encoder, describe)([query]), 12)
-        return self.html(
-            page.section(heading, picture, found, index, "/photo/{}".format, "/?photo={}".format)
-        )
+        return self.html(page.section(heading, picture, found, index, "/photo/{}".format, "/?photo={}".format))
 
     def html(self, body: str = "", error: str = "", status: int = 200) -> HTMLResponse:
         words = WORDS if self.encoder.model.text_tower is not None else ""
@@ -99,9 +97,7 @@ def application(folder: str | Path, hosts: list[str] | None = None) -> Starlette
     """The web application of an index. hosts: names a browser may call it by (against rebinding), default loopback."""
     live = Live(Path(folder))
     routes = [Route("/", live.home, methods=["GET", "POST"]), Route("/photo/{item:int}", live.photo)]
-    return Starlette(
-        routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts or HERE)]
-    )
+    return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts or HERE)])
 
 
 def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000) -> None:

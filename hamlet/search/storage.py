@@ -67,9 +67,7 @@ def read(folder: str | Path) -> tuple[dict, np.ndarray, str]:
     """What ``write`` was given, its content checked, and the version."""
     file = Path(folder) / FILE
     if not file.is_file():
-        raise HamletError(
-            f"no index at {folder}; make one with `hamlet index PHOTOS {shlex.quote(str(folder))}`"
-        )
+        raise HamletError(f"no index at {folder}; make one with `hamlet index PHOTOS {shlex.quote(str(folder))}`")
     try:
         with safe_open(file, "numpy") as opened:
             blobs, said = {name: opened.get_tensor(name) for name in ("about", "store")}, opened.metadata()

@@ -31,9 +31,7 @@ def test_the_reported_tables():
     assert audit.multiples("accuracy")["hit"].sum() == len(audit.multiples("accuracy")) == 24
     assert audit.multiples("efficiency")["hit"].sum() == len(audit.multiples("efficiency")) == 18
     first = audit.multiples("efficiency").iloc[1]
-    assert (first["printed"], first["multiple"]) == ("70.68", 0.55) and first["product"] == pytest.approx(
-        70.675
-    )
+    assert (first["printed"], first["multiple"]) == ("70.68", 0.55) and first["product"] == pytest.approx(70.675)
     by_base = audit.figure_data().groupby("base")["hit"].sum()
     assert by_base.pop("HAMLET_ResNet18") == 42 and by_base.max() == 5 and len(by_base) == 6
 

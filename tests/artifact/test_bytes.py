@@ -39,9 +39,7 @@ def kernels() -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="OPENBLAS_CORETYPE chooses kernels on x86 Linux"
-)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="OPENBLAS_CORETYPE chooses kernels on x86 Linux")
 def test_two_kinds_of_linear_algebra_give_the_same_files_and_the_committed_tables(tmp_path):
     written = []
     for core in kernels():
@@ -51,9 +49,7 @@ def test_two_kinds_of_linear_algebra_give_the_same_files_and_the_committed_table
         settings = {"HAMLET_OUTPUT": str(root), "OPENBLAS_CORETYPE": core, "PYTHONPATH": str(paths.ROOT)}
         command = [sys.executable, "-c", CODE, "grocery", *NOTEBOOKS]
         subprocess.run(command, check=True, cwd=paths.ROOT, env=os.environ | settings, capture_output=True)
-        files = [
-            path for kind in ("tables", "figures") for path in (root / kind).rglob("*") if path.is_file()
-        ]
+        files = [path for kind in ("tables", "figures") for path in (root / kind).rglob("*") if path.is_file()]
         written.append({path.relative_to(root): path.read_bytes() for path in sorted(files)})
     assert written[0] == written[1] and len(written[0]) > 50
     # captions also name the runs that other code made, so they follow every change of code; numbers must not

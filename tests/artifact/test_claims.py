@@ -67,9 +67,7 @@ def write_efficiency(root, once=(), none=()):
     models = {}
     for run in LEVELS:
         small = "mobilenet" in run
-        latency = (
-            (11.7 if small else 18.0) - (1.5 if "sparse" in run else 0) - (1 if "hamlet" not in run else 0)
-        )
+        latency = (11.7 if small else 18.0) - (1.5 if "sparse" in run else 0) - (1 if "hamlet" not in run else 0)
         models[run] = {
             "latency_ms": latency,
             "latency_ms_q25": latency * 0.995,
@@ -174,9 +172,7 @@ def test_the_part_that_decides_is_named(tmp_path, monkeypatch):
 
 def test_what_was_stated_after_results_says_so():
     known = {claim["id"]: claim for claim in Paper().claims}
-    thresholds = {
-        i for i, c in known.items() if "0.824 *" in str(c.get("formula")) or "0.9 *" in str(c.get("formula"))
-    }
+    thresholds = {i for i, c in known.items() if "0.824 *" in str(c.get("formula")) or "0.9 *" in str(c.get("formula"))}
     assert thresholds == {"S3.2-1", "S4.1-4", "S4.3-4"}
     for name in (*thresholds, "S4.1-3", "S4.2-3", "S4.2-13", "S5.2-4"):
         assert "had been seen" in known[name]["note"], name
@@ -371,15 +367,11 @@ def test_side_by_side_holds_what_was_decided_anywhere(tmp_path, monkeypatch):
     for dataset, words in verdicts.items():
         folder = paths.tables_dir("quick", dataset)
         folder.mkdir(parents=True)
-        pd.DataFrame({"Claim": list("ABCD"), "Verdict": words, **base}).to_csv(
-            folder / "claims.csv", index=False
-        )
+        pd.DataFrame({"Claim": list("ABCD"), "Verdict": words, **base}).to_csv(folder / "claims.csv", index=False)
     table = claims.side_by_side("quick", ["one", "two", "three"]).set_index("Claim")
     assert list(table.index) == ["A", "B"]
     assert list(table.loc["A", ["one", "two"]]) == ["direction only: 5.0%", "reproduced: 5.0%"]
-    assert table.at["B", "one"] == "contradicted: -3.0%" and table.at["B", "three"].startswith(
-        "not there yet"
-    )
+    assert table.at["B", "one"] == "contradicted: -3.0%" and table.at["B", "three"].startswith("not there yet")
     assert claims.side_by_side("quick", ["none"]).empty
 
 

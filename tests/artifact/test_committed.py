@@ -12,12 +12,8 @@ NOT_FAR = {("scenes", "mlp_mobilenetv3"), ("scenes", "sparse_mobilenetv3")}  # n
 def test_training_lifts_every_configuration_far_above_its_untrained_self(dataset):
     """Far: twice the untrained mAP, or 0.10 above it."""
     results = report.load_results("quick", dataset)
-    far = (results["mAP"] >= 2 * results["untrained_mAP"]) | (
-        results["mAP"] >= results["untrained_mAP"] + 0.1
-    )
-    assert {(dataset, run) for run in results.loc[~far, "run"]} == {
-        pair for pair in NOT_FAR if pair[0] == dataset
-    }
+    far = (results["mAP"] >= 2 * results["untrained_mAP"]) | (results["mAP"] >= results["untrained_mAP"] + 0.1)
+    assert {(dataset, run) for run in results.loc[~far, "run"]} == {pair for pair in NOT_FAR if pair[0] == dataset}
     assert results.loc[results["seed"] == 0, "run"].nunique() == 15
 
 

@@ -196,9 +196,7 @@ def test_pareto_front_against_a_loop(profile):
 def test_the_front_is_over_every_row_and_a_variant_can_dominate(profile):
     _, accuracy, cost = profile
     better = accuracy["run"].eq("hamlet_resnet18-no_text") & accuracy["metric"].eq("mAP")
-    data = figures.tradeoff_data(
-        accuracy.assign(mean=accuracy["mean"].mask(better, 0.9)), cost.assign(latency_ms=20.0)
-    )
+    data = figures.tradeoff_data(accuracy.assign(mean=accuracy["mean"].mask(better, 0.9)), cost.assign(latency_ms=20.0))
     front = data[(data["source"] == "measured") & data["pareto"]]
     assert list(front["model"]) == ["HAMLET_ResNet18 (no text)"]
 
@@ -207,10 +205,7 @@ def test_intervals_run_both_ways(profile):
     data = figures.tradeoff_data(profile[1], profile[2])
     row = data[(data["source"] == "measured") & (data["model"] == "HAMLET_ResNet18")].iloc[0]
     assert [row["latency_low"], row["latency_ms"], row["latency_high"]] == [23, 24, 26]
-    assert (
-        row["mAP"] - row["mAP_low"] == pytest.approx(row["mAP_high"] - row["mAP"])
-        and row["mAP_low"] < row["mAP"]
-    )
+    assert row["mAP"] - row["mAP_low"] == pytest.approx(row["mAP_high"] - row["mAP"]) and row["mAP_low"] < row["mAP"]
     drawn_lines = figures.tradeoff(data, "t").axes[0].lines
     assert any(list(line.get_xdata()) == [23, 26] for line in drawn_lines)
 
@@ -266,9 +261,7 @@ def test_a_run_without_pictures_says_so_in_their_place(profile):
 
 def test_names_with_dollars_are_no_formulas(profile, tmp_path):
     results, accuracy, _ = profile
-    data = pictures.neighbours_data(results, "hamlet_resnet18").assign(
-        **{"class": "cost_$5_$6", "query_class": "a$_$"}
-    )
+    data = pictures.neighbours_data(results, "hamlet_resnet18").assign(**{"class": "cost_$5_$6", "query_class": "a$_$"})
     classes = pd.DataFrame({"class": ["cost_$5_$6"], "path": ["x"]})
     named = accuracy.assign(model="cost_$5_$6")
     points = figures.tradeoff_data(named, profile[2])
@@ -328,9 +321,7 @@ def test_names_are_wrapped_not_cut(name, lines):
 
 
 def test_learning_curves_show_each_configuration_twice():
-    frame = pd.DataFrame(
-        {"epoch": [1, 2], "metric_loss": [2.0, 1.0], "validation_mAP": [0.1, 0.2], "seed": 0}
-    )
+    frame = pd.DataFrame({"epoch": [1, 2], "metric_loss": [2.0, 1.0], "validation_mAP": [0.1, 0.2], "seed": 0})
     for count in (1, 2, 7, 15):
         data = pd.concat([frame.assign(run=f"m{i}", model=f"M{i}_ResNet18") for i in range(count)])
         shown = [axis for axis in figures.learning_curves(data, "t").axes if axis.get_visible()]

@@ -59,9 +59,7 @@ def test_the_front_is_told_from_fast_to_accurate_with_its_rows_of_the_report():
         ("A", "report", 10.0, 0.2, True),
         ("C", "report", 30.0, 0.3, False),
     ]
-    points = pd.DataFrame(rows, columns=["model", "group", "latency_ms", "mAP", "pareto"]).assign(
-        source="measured"
-    )
+    points = pd.DataFrame(rows, columns=["model", "group", "latency_ms", "mAP", "pareto"]).assign(source="measured")
     front, ranked = findings.tradeoff(points)
     assert front.endswith("from fast to accurate: A (10 ms, 0.200), B (20 ms, 0.400).")
     assert ranked == "Rows of the report on it: A."
@@ -69,9 +67,7 @@ def test_the_front_is_told_from_fast_to_accurate_with_its_rows_of_the_report():
 
 def test_backbone_changes_have_their_sign():
     rows = [("mAP", "HAMLET", 0.4, 0.3), ("Memory (MB)", "HAMLET", 50.0, 60.0)]
-    pairs = pd.DataFrame(rows, columns=["quantity", "method", "ResNet18", "MobileNetV3"]).assign(
-        source="measured"
-    )
+    pairs = pd.DataFrame(rows, columns=["quantity", "method", "ResNet18", "MobileNetV3"]).assign(source="measured")
     assert findings.backbones(pairs) == [
         "mAP, from ResNet18 to MobileNetV3: HAMLET -25%.",
         "Memory (MB), from ResNet18 to MobileNetV3: HAMLET +20%.",

@@ -35,9 +35,7 @@ def test_reported_tables_keep_the_printed_digits():
         reported("speed")
 
 
-@pytest.mark.skipif(
-    not REPORT.is_file(), reason="the report lies beside the checkout only where it was written"
-)
+@pytest.mark.skipif(not REPORT.is_file(), reason="the report lies beside the checkout only where it was written")
 def test_tables_and_claims_are_verbatim(paper):
     text = REPORT.read_text(encoding="utf-8")
     for table in ("accuracy", "efficiency"):
@@ -106,9 +104,7 @@ CELLS = {"HAMLET_ResNet18": 4.0, "GeM_ResNet18": 2.0, "MLP_ResNet18": 1.0, "SPAR
 def margins(formula, kind="comparative"):
     paper = Paper()
     parts = paper.parts({"id": "S1-1", "formula": formula, "kind": kind})
-    return [
-        max(c.change(lambda m, name, _: CELLS[name], kind == "quantitative") for c in part) for part in parts
-    ]
+    return [max(c.change(lambda m, name, _: CELLS[name], kind == "quantitative") for c in part) for part in parts]
 
 
 def test_comparisons_by_hand():
@@ -122,9 +118,7 @@ def test_comparisons_by_hand():
         100,
         -50,
     ]
-    assert margins([["mAP[MLP_ResNet18] > mAP[GeM_ResNet18]", "P1[HAMLET_ResNet18] > P1[GeM_ResNet18]"]]) == [
-        100
-    ]
+    assert margins([["mAP[MLP_ResNet18] > mAP[GeM_ResNet18]", "P1[HAMLET_ResNet18] > P1[GeM_ResNet18]"]]) == [100]
 
 
 def test_quantitative_changes_are_relative_to_the_right_side():
@@ -139,9 +133,7 @@ def test_names_of_runs():
     rows = list(expected_rows(["mine_vit"]).values())
     assert rows[:7] == list(reported("accuracy").index) and rows[-1] == "mine_vit"
     assert is_reported("SPARSE_EfficientNetLite0") and is_reported("MACE_ResNet18")
-    assert not any(
-        map(is_reported, ("MACE_MobileNetV3", "GeM_EfficientNetLite0", "HAMLET_ResNet18 (no text)", "x"))
-    )
+    assert not any(map(is_reported, ("MACE_MobileNetV3", "GeM_EfficientNetLite0", "HAMLET_ResNet18 (no text)", "x")))
     assert foreign_backbone(["hamlet_efficientnetlite0", "gem_resnet18"]) == "EfficientNetLite0"
     assert foreign_backbone(["hamlet_resnet18"]) is None and foreign_backbone([]) is None
     assert foreign_backbone(["gem_efficientnetlite0", "own_net"]) == "EfficientNetLite0"

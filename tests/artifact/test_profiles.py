@@ -116,9 +116,7 @@ def test_an_unknown_profile_names_the_valid_ones():
 
 
 def test_expand_runs_seed_by_seed(profile):
-    name = profile(
-        lambda c: c.update(runs=["gem_resnet18", "gem_resnet18-text"], datasets={"grocery": {"seeds": 3}})
-    )
+    name = profile(lambda c: c.update(runs=["gem_resnet18", "gem_resnet18-text"], datasets={"grocery": {"seeds": 3}}))
     runs = workflow.expand(name, "scenes", seeds=2)
     assert [str(run) for run in runs] == [
         "gem_resnet18 seed0",
@@ -211,9 +209,7 @@ def test_a_profile_that_extends_nothing_or_itself_is_refused(profile):
 
 def test_a_data_set_may_name_its_runs_and_a_model_its_seeds(profile):
     name = profile(
-        lambda c: c.update(
-            datasets={"grocery": {"runs": ["mlp_resnet18"]}}, models={"gem_resnet18": {"seeds": 2}}
-        )
+        lambda c: c.update(datasets={"grocery": {"runs": ["mlp_resnet18"]}}, models={"gem_resnet18": {"seeds": 2}})
     )
     assert [str(run) for run in workflow.expand(name, "grocery")] == ["mlp_resnet18 seed0"]
     twice = [run for run in workflow.expand(name, "scenes") if run.seed == 1]
@@ -236,9 +232,7 @@ def test_a_variant_is_a_line_of_data(profile, tmp_path):
 
 def test_a_folder_of_photos_takes_the_settings_of_folder(profile):
     name = profile(lambda c: c.update(datasets={"folder": {"epochs": 4}}))
-    assert (
-        workflow.parameters(Run(name, "folder-shoes-0a1b2c3d", "gem_resnet18", "default", 0))["epochs"] == 4
-    )
+    assert workflow.parameters(Run(name, "folder-shoes-0a1b2c3d", "gem_resnet18", "default", 0))["epochs"] == 4
     slot = "folder-my_photos-0a1b2c3d"  # as the build names it: folder-<name>-<content>
     assert {run.dataset for run in workflow.expand(name, slot)} == {slot}
     with pytest.raises(HamletError, match="unknown data set"):

@@ -20,9 +20,7 @@ def build(output: Path, cache: Path) -> subprocess.Popen:
     known = os.environ | {"HAMLET_OUTPUT": str(output), "HAMLET_CACHE": str(cache)}
     known |= {"PYTHONPATH": str(paths.ROOT), "OMP_NUM_THREADS": "1"}
     with (output / "log").open("a") as log:
-        return subprocess.Popen(
-            command, env=known, stdout=log, stderr=log, cwd=paths.ROOT, start_new_session=True
-        )
+        return subprocess.Popen(command, env=known, stdout=log, stderr=log, cwd=paths.ROOT, start_new_session=True)
 
 
 def finish(process: subprocess.Popen, output: Path) -> None:
@@ -54,9 +52,7 @@ def test_a_killed_build_makes_the_same_tables(tmp_path):
     finish(build(whole, cache), whole)
     process, started = build(killed, cache), time.monotonic()
     while not list(killed.glob("results/smoke/scenes/*/.seed0.partial/executed.ipynb")):
-        assert process.poll() is None and time.monotonic() - started < 300, (killed / "log").read_text()[
-            -3000:
-        ]
+        assert process.poll() is None and time.monotonic() - started < 300, (killed / "log").read_text()[-3000:]
         time.sleep(0.05)
     time.sleep(3)  # into the imports or the training
     kill_all(process, killed)

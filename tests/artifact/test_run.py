@@ -64,9 +64,7 @@ def test_result_is_whole_and_says_where_it_came_from(made, monkeypatch):
         "thumbnails.webp",
     }
     kept = pd.read_parquet(SMOKE.folder / "per_query.parquet")
-    graded = kept.groupby("protocol")[
-        "HAP"
-    ].mean()  # for single queries as in the mean, on the default protocol alone
+    graded = kept.groupby("protocol")["HAP"].mean()  # for single queries as in the mean, on the default protocol alone
     assert graded["default"] == pytest.approx(record["metrics"]["hierarchical"]["HAP"], abs=1e-12)
     assert graded.drop("default").isna().all()
     curves = pd.read_csv(SMOKE.folder / "curves.csv")
@@ -203,9 +201,7 @@ def test_the_cost_is_of_the_stored_weights_or_of_new_ones_that_cost_the_same(mad
         record = results.read_verified(cost.measure("smoke", "scenes"))
         given, row = record["parameters"], record["models"]["gem_resnet18"]
         assert given["new_weights"] == (["gem_resnet18"] if weights == "new" else [])
-        assert given["runs"] == {
-            "gem_resnet18": results.read_verified(SMOKE.folder / "result.json")["digest"]
-        }
+        assert given["runs"] == {"gem_resnet18": results.read_verified(SMOKE.folder / "result.json")["digest"]}
         assert row["latency_ms_q25"] <= row["latency_ms"] <= row["latency_ms_q75"]
         found.append((row["parameters"], row["macs"], row["descriptor_bytes"]))
     (tmp_path / "kept").rename(file)

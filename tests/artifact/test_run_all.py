@@ -96,9 +96,7 @@ def copy(tmp_path_factory) -> Path:
         shutil.copy2(paths.ROOT / name, root / name)
     (root / "workflow" / "reports.yaml").write_text(REPORTS)
     module = root / "hamlet" / "artifact" / "run.py"
-    module.write_text(
-        module.read_text().replace('if __name__ == "__main__":', STUB + 'if __name__ == "__main__":')
-    )
+    module.write_text(module.read_text().replace('if __name__ == "__main__":', STUB + 'if __name__ == "__main__":'))
     (root / "hamlet" / "artifact" / "cost.py").write_text(STUB_COST)
     return root
 
@@ -241,9 +239,7 @@ def test_a_profile_with_a_mistake_and_a_reader_that_leaves_end_in_one_line(proje
     finally:
         bad.write_text(text)
     command = f"'{project}/run_all.sh' smoke --dry-run | head -1"
-    done = subprocess.run(
-        ["bash", "-c", command], env=environment(), capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["bash", "-c", command], env=environment(), capture_output=True, text=True, check=False)
     assert done.stderr == ""
 
 

@@ -167,8 +167,7 @@ def test_tradeoff_table_is_section_3_3(profile):
 def test_rows_of_other_code_are_named_in_the_notes(profile):
     results = profile[0].assign(stale=[run == "mace_resnet18" for run in profile[0]["run"]])
     assert any(
-        "other code than the present, 2 of" in note and "MACE_ResNet18" in note
-        for note in tables.notes(results)
+        "other code than the present, 2 of" in note and "MACE_ResNet18" in note for note in tables.notes(results)
     )
     assert not any("other code" in note for note in tables.notes(results.assign(stale=False)))
     assert any(note.endswith("runs: all runs.") for note in tables.notes(results.assign(stale=True)))
@@ -188,9 +187,7 @@ def test_the_reports_methods_on_another_backbone_are_its_rows(root):
         stored.store_run(root, run, 0, 0.4)
     results = report.load_results("quick", "flat")
     table = tables.accuracy_table(tables.accuracy_summary(results))
-    assert list(table["Model"]) == [
-        f"{m}_EfficientNetLite0" for m in ("HAMLET", "SPARSE", "MACE", "SpCa", "DSCF")
-    ]
+    assert list(table["Model"]) == [f"{m}_EfficientNetLite0" for m in ("HAMLET", "SPARSE", "MACE", "SpCa", "DSCF")]
     controls = tables.accuracy_table(tables.accuracy_summary(results), "control")
     assert list(controls["Model"])[-1] == "HAMLET_EfficientNetLite0 (no text)"
     compared = tables.accuracy_vs_reported(tables.accuracy_summary(results))
@@ -230,9 +227,7 @@ def test_kinds_of_text_are_compared_on_hamlet_alone():
         ("hamlet_a", "default", 0.7),
         ("gem_a", "default", 0.9),
     ]
-    results = pd.DataFrame(rows, columns=["model", "variant", "mAP"]).assign(
-        **{"P@1": 0.1, "P@5": 0.1, "P@10": 0.1}
-    )
+    results = pd.DataFrame(rows, columns=["model", "variant", "mAP"]).assign(**{"P@1": 0.1, "P@5": 0.1, "P@10": 0.1})
     results["result"] = [{"metrics": {"hierarchical": {"HAP": v / 2}}} for v in results["mAP"]]
     table = tables.text_table(results)
     assert list(table["Text"]) == ["default", "shuffled"] and list(table["mAP"]) == ["0.6000", "0.2000"]

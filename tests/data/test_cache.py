@@ -95,9 +95,7 @@ def _build_until_killed(home: str) -> None:
 
 
 def test_kill_leaves_nothing_visible_and_its_remains_are_swept():
-    worker = multiprocessing.get_context("fork").Process(
-        target=_build_until_killed, args=(str(paths.cache_dir()),)
-    )
+    worker = multiprocessing.get_context("fork").Process(target=_build_until_killed, args=(str(paths.cache_dir()),))
     worker.start()
     deadline = time.monotonic() + 20
     while not list(_folder().glob("*.partial")) and time.monotonic() < deadline:

@@ -25,9 +25,7 @@ def miniature(tmp_path, picture):
     """A data set in the published layout: 3 classes, 3 training, 2 validation and 4 test images of each."""
     top = tmp_path / "made" / "dataset"
     lists = {"train": 3, "val": 2, "test": 4}
-    table = [
-        "Class Name (str),Class ID (int),Coarse Class Name (str),Coarse Class ID (int),Iconic,Description"
-    ]
+    table = ["Class Name (str),Class ID (int),Coarse Class Name (str),Coarse Class ID (int),Iconic,Description"]
     for label, (name, coarse, coarse_label) in enumerate(CLASSES):
         inner = f"iconic-images-and-descriptions/Fruit/{coarse}/{name}/{name}"
         table.append(f"{name},{label},{coarse},{coarse_label},/{inner}_Iconic.jpg,/{inner}_Description.txt")
@@ -80,9 +78,7 @@ def test_miniature_is_read_as_published(miniature):
     assert [len(load(miniature, limit=2).splits[s]) for s in data.splits] == [6, 6, 6, 3]
 
 
-@pytest.mark.parametrize(
-    "inner", ["dataset", "GroceryStoreDataset/dataset", "downloads/GroceryStoreDataset/dataset"]
-)
+@pytest.mark.parametrize("inner", ["dataset", "GroceryStoreDataset/dataset", "downloads/GroceryStoreDataset/dataset"])
 def test_found_in_the_folder_its_parent_or_the_downloads(miniature, tmp_path, inner):
     home = tmp_path / "home"
     (home / inner).parent.mkdir(parents=True)
@@ -194,9 +190,7 @@ def test_fetched_verified_and_not_fetched_again(miniature, tmp_path, monkeypatch
     assert len(served["asked"]) == 1
 
 
-def test_broken_off_download_leaves_nothing_and_the_next_one_succeeds(
-    miniature, tmp_path, monkeypatch, server
-):
+def test_broken_off_download_leaves_nothing_and_the_next_one_succeeds(miniature, tmp_path, monkeypatch, server):
     served, source = server
     pin(monkeypatch, miniature, tmp_path)
     whole = zipped(miniature)
@@ -242,9 +236,7 @@ def test_nothing_escapes_an_archive(miniature, tmp_path, monkeypatch, server, na
     served, source = server
     pin(monkeypatch, miniature, tmp_path)
     for member in (name, f"GroceryStoreDataset-{grocery.COMMIT}/dataset/{name}"):
-        served["body"] = zipped(
-            miniature, ((link(member) if kind == "link" else zipfile.ZipInfo(member), b"/etc"),)
-        )
+        served["body"] = zipped(miniature, ((link(member) if kind == "link" else zipfile.ZipInfo(member), b"/etc"),))
         before = sorted(p for p in tmp_path.rglob("*") if "home" not in p.parts)
         data = fetch(tmp_path / "home", source)
         assert sorted(p for p in tmp_path.rglob("*") if "home" not in p.parts) == before
@@ -308,9 +300,7 @@ def test_published_lists_counts_and_coarse_classes(published):
 def test_published_content_is_the_pinned_one(published):
     """Hashed by coreutils' sha256sum, not by the package."""
     rows, _, _, files = grocery.read_rows(published)
-    told = subprocess.run(
-        ["sha256sum", *files], cwd=published, capture_output=True, text=True, check=True
-    ).stdout
+    told = subprocess.run(["sha256sum", *files], cwd=published, capture_output=True, text=True, check=True).stdout
     digests = [line.split()[0] for line in told.splitlines()]
     lines = sorted(f"{file}\0{digest}" for file, digest in zip(files, digests, strict=True))
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == grocery.CONTENT_SHA256
@@ -323,11 +313,7 @@ def test_published_content_is_the_pinned_one(published):
 @pytest.mark.grocery
 def test_published_data_load_small(published):
     data = load_dataset("grocery", size=16, limit=1)
-    assert (
-        len(data.query) == 81
-        and len(data.splits["iconic"]) == 81
-        and data.train.images.shape[1:] == (16, 16, 3)
-    )
+    assert len(data.query) == 81 and len(data.splits["iconic"]) == 81 and data.train.images.shape[1:] == (16, 16, 3)
     assert "Golden Delicious" in data.query.captions[0] and data.class_names[0] == "Golden-Delicious"
 
 
@@ -354,15 +340,11 @@ def test_published_classes_are_halved_within_their_coarse_class(published):
         == len(classes["train"] | classes["validation"] | classes["query"])
     )
     assert len(data.train) + len(data.validation) + len(data.query) == 2640 + 296 + 2485
-    coarse = {
-        int(a): int(b) for s in data.splits.values() for a, b in zip(s.labels, s.coarse_labels, strict=True)
-    }
+    coarse = {int(a): int(b) for s in data.splits.values() for a, b in zip(s.labels, s.coarse_labels, strict=True)}
     for kind in range(43):
         here = [label for label in coarse if coarse[label] == kind]
         assert abs(2 * len([x for x in here if x in classes["query"]]) - len(here)) <= 1
     alone = [label for label in coarse if list(coarse.values()).count(coarse[label]) == 1]
     assert len([x for x in alone if x in classes["query"]]) in (len(alone) // 2, len(alone) - len(alone) // 2)
     for split in data.splits.values():
-        assert min(np.bincount(split.labels)[sorted(set(split.labels))]) >= (
-            1 if split.name == "iconic" else 2
-        )
+        assert min(np.bincount(split.labels)[sorted(set(split.labels))]) >= (1 if split.name == "iconic" else 2)

@@ -40,9 +40,7 @@ NAMES = [
 
 def test_names():
     assert list_datasets() == NAMES
-    with pytest.raises(
-        DataError, match=r"unknown data set 'grocer'; valid: cifar10, .*, grocery, grocery_unseen"
-    ):
+    with pytest.raises(DataError, match=r"unknown data set 'grocer'; valid: cifar10, .*, grocery, grocery_unseen"):
         load_dataset("grocer")
 
 
@@ -159,12 +157,8 @@ def plugins(tmp_path, monkeypatch):
     for name, text in (("dotty", PLUGIN), ("broken", "raise ImportError('no such thing')")):
         (tmp_path / f"{name}.py").write_text(text)
         (tmp_path / f"{name}-1.dist-info").mkdir()
-        (tmp_path / f"{name}-1.dist-info" / "entry_points.txt").write_text(
-            f"[hamlet.datasets]\n{name}={name}\n"
-        )
-        (tmp_path / f"{name}-1.dist-info" / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n"
-        )
+        (tmp_path / f"{name}-1.dist-info" / "entry_points.txt").write_text(f"[hamlet.datasets]\n{name}={name}\n")
+        (tmp_path / f"{name}-1.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
     monkeypatch.syspath_prepend(tmp_path)
     yield
     for table in (hamlet.data.LOADERS, sys.modules):
@@ -223,6 +217,4 @@ def test_importing_and_listing_render_and_load_nothing_heavy():
         "import sys, hamlet.data; assert 'hamlet.data.scenes' not in sys.modules; hamlet.data.list_datasets(); "
         "assert 'torch' not in sys.modules and 'pooch' not in sys.modules"
     )
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(paths.ROOT)}
-    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(paths.ROOT)})

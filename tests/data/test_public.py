@@ -112,9 +112,7 @@ def pet_folder(tmp_path, picture):
     (base / "annotations").mkdir(parents=True)
     for split, count in (("trainval", 5), ("test", 2)):
         lines = []
-        for label, (breed, species) in enumerate(
-            [("Abyssinian", 1), ("american_bulldog", 2), ("Bengal", 1)], 1
-        ):
+        for label, (breed, species) in enumerate([("Abyssinian", 1), ("american_bulldog", 2), ("Bengal", 1)], 1):
             for i in range(count):
                 name = f"{breed}_{i + (100 if split == 'test' else 1)}"
                 picture(base / "images" / f"{name}.jpg", 10 * label + i)

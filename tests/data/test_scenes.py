@@ -69,9 +69,7 @@ def test_pixels_and_rows_of_the_full_set_are_pinned(full):
 def test_classes_and_counts(full):
     assert len(scenes.class_names()) == len(set(scenes.class_names())) == 120
     assert len(scenes.coarse_names()) == 12
-    assert [scenes.coarse_names()[k] for k in full.coarse_label] == [
-        scenes.CLASSES[k].coarse for k in full.label
-    ]
+    assert [scenes.coarse_names()[k] for k in full.coarse_label] == [scenes.CLASSES[k].coarse for k in full.label]
     assert full.path.is_unique and full.seed.is_unique
     assert full.groupby("split").size().to_dict() == {
         "train": 2880,
@@ -124,9 +122,7 @@ def test_workers_and_order_do_not_change_pixels(small):
 
 
 def test_fill_agrees_with_the_crossing_test_of_each_pixel():
-    points = np.array(
-        [[2.3, 1.1], [17.6, 4.2], [9.9, 9.4], [19.2, 25.0], [-3.0, 14.5]]
-    )  # concave, leaves the frame
+    points = np.array([[2.3, 1.1], [17.6, 4.2], [9.9, 9.4], [19.2, 25.0], [-3.0, 14.5]])  # concave, leaves the frame
     expected = np.zeros((20, 20), bool)
     for row in range(20):
         for column in range(20):

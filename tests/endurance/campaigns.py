@@ -29,9 +29,7 @@ def damage(path: Path, rng: random.Random) -> str:
     kind = rng.choice(("flip", "flip", "cut", "empty", "noise", "gone", "folder", "twice"))
     if kind == "flip" and content:
         where = rng.randrange(len(content))
-        path.write_bytes(
-            content[:where] + bytes([content[where] ^ 1 << rng.randrange(8)]) + content[where + 1 :]
-        )
+        path.write_bytes(content[:where] + bytes([content[where] ^ 1 << rng.randrange(8)]) + content[where + 1 :])
     elif kind == "cut":
         path.write_bytes(content[: rng.randrange(len(content) + 1)])
     elif kind == "noise":
@@ -67,9 +65,7 @@ def campaign(name: str, fresh, road) -> int:
         except OSError as error:  # the command lines print its file and reason in one line
             assert kind == "folder" and error.filename, f"{seed} ({kind} {file.name}): {error!r}"
         except Exception as error:
-            raise AssertionError(
-                f"{seed}: {kind} {file.name} ended in {type(error).__name__}: {error}"
-            ) from error
+            raise AssertionError(f"{seed}: {kind} {file.name} ended in {type(error).__name__}: {error}") from error
         cases += 1
     return cases
 
@@ -93,8 +89,7 @@ def photos(folder: Path, classes: int = 3, images: int = 8) -> Path:
             pixels = (rng.integers(0, 60, (48, 48, 3)) + 60 * c).astype(np.uint8)
             Image.fromarray(pixels).save(folder / f"class{c}" / f"{i}.png")
     (folder / "captions.csv").write_text(
-        "file,caption\n"
-        + "".join(f"class{c}/{i}.png,a thing {c}\n" for c in range(classes) for i in range(images))
+        "file,caption\n" + "".join(f"class{c}/{i}.png,a thing {c}\n" for c in range(classes) for i in range(images))
     )
     return folder
 
@@ -102,9 +97,7 @@ def photos(folder: Path, classes: int = 3, images: int = 8) -> Path:
 def contents(folder: Path) -> dict[Path, str]:
     """sha256 of every plain file below a folder."""
     files = [Path(at) / name for at, _, names in os.walk(folder) for name in names]
-    return {
-        f: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file() and not f.is_symlink()
-    }
+    return {f: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file() and not f.is_symlink()}
 
 
 def command(main, words: list[str], capsys) -> tuple[int, str, str]:
@@ -133,9 +126,7 @@ def command(main, words: list[str], capsys) -> tuple[int, str, str]:
     elif code == 2:
         assert "error: " in err.splitlines()[-1], f"{words}: {err}"
     else:
-        assert said.startswith("error: ") and len(said) > 20 and "\n" not in said.strip(), (
-            f"{words}: {said!r}"
-        )
+        assert said.startswith("error: ") and len(said) > 20 and "\n" not in said.strip(), f"{words}: {said!r}"
         assert "Traceback" not in err, f"{words}: {err}"
     return code, out, said or err
 

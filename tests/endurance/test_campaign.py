@@ -95,9 +95,7 @@ def test_a_damaged_cache_is_made_again_and_damaged_photos_are_named(tmp_path, mo
     shutil.copytree(root, tmp_path / "whole")
 
     def through_the_photos(file: Path) -> None:
-        found = load_dataset(
-            "folder", tmp_path / "damaged", size=32, split_by="image", missing_captions="class"
-        )
+        found = load_dataset("folder", tmp_path / "damaged", size=32, split_by="image", missing_captions="class")
         used = sum(len(split) for split in found.splits.values())
         assert used + len(found.excluded) >= 23
 
@@ -193,9 +191,7 @@ def test_indexing_killed_at_any_moment_goes_on_and_ends_as_if_it_had_not_been(tm
             Index.load(tmp_path / "index")  # a reader is never disturbed
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    again = subprocess.run(
-        [*command[:-1], str(tmp_path / "other")], env=environment, capture_output=True, check=True
-    )
+    again = subprocess.run([*command[:-1], str(tmp_path / "other")], env=environment, capture_output=True, check=True)
     assert again.returncode == 0
     one, two = Index.load(tmp_path / "index"), Index.load(tmp_path / "other")
     assert len(one) == len(two) == 120

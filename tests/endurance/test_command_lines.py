@@ -90,9 +90,7 @@ def test_odd_words_at_hamlets_command_line(tmp_path, model, capsys, monkeypatch)
     (tmp_path / "none").mkdir()
     (tmp_path / "thesis.txt").write_text("years of work")
     (tmp_path / "locked").mkdir(mode=0o500)
-    odd = [
-        tmp_path / n for n in ("pipe", "none", "thesis.txt", "nowhere", "thesis.txt/x", "locked", "a" * 300)
-    ]
+    odd = [tmp_path / n for n in ("pipe", "none", "thesis.txt", "nowhere", "thesis.txt/x", "locked", "a" * 300)]
     odd = [*map(str, odd), "", ".", "/dev/null", "/proc", str(root), os.fsdecode(b"\xff"), "-x", good]
     numbers = ["1", "0", "-1", "3", "1000000000", str(10**30), "nan", "inf", "-0.5", "x", ""]
     new = str(tmp_path / "new" / "out")
@@ -169,9 +167,7 @@ def test_spoilt_profiles_at_the_builds_command_line(tmp_path, capsys, monkeypatc
             if file == f"{name}.yaml" and rng.random() < 0.3:
                 at = rng.randrange(len(text))
                 changed = (
-                    text[:at]
-                    + rng.choice(["\t", "[", ": ", "{", "*", "&a ", "!!python/x ", "\0", "é\x85"])
-                    + text[at:]
+                    text[:at] + rng.choice(["\t", "[", ": ", "{", "*", "&a ", "!!python/x ", "\0", "é\x85"]) + text[at:]
                 )
             elif file == f"{name}.yaml":
                 changed = yaml.safe_dump(spoilt(yaml.safe_load(text), rng))
@@ -263,9 +259,7 @@ def test_an_output_named_like_a_photo_does_not_replace_it(words, tmp_path, model
     assert code == 1 and str(photo) in said and photo.read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    "change", ["a\nb", [], None, {"tables": "x"}, {"after": [3]}, {"nothing": []}, {"once": 1}]
-)
+@pytest.mark.parametrize("change", ["a\nb", [], None, {"tables": "x"}, {"after": [3]}, {"nothing": []}, {"once": 1}])
 def test_a_spoilt_list_of_reports_is_one_line(change, tmp_path, capsys, monkeypatch):
     shutil.copytree(paths.WORKFLOW, tmp_path / "workflow")
     monkeypatch.setattr(paths, "WORKFLOW", tmp_path / "workflow")
@@ -322,9 +316,7 @@ def test_a_checkpoint_of_other_code_is_not_gone_on_from(tmp_path, monkeypatch):
         monkeypatch.setattr(run, "code_hashes", lambda _, code=code: {"module": code})
         with pytest.raises(HamletError, match="stopped"):
             run.make(SMOKE, output=str(tmp_path / "mine"))
-    assert seen == [False, True, False] and list(
-        (tmp_path / ".mine.partial").glob("checkpoint.pt.other-code-*")
-    )
+    assert seen == [False, True, False] and list((tmp_path / ".mine.partial").glob("checkpoint.pt.other-code-*"))
 
 
 # -- one real run: its folder, and the kills it survives ---------------------------------------------------------
@@ -338,9 +330,7 @@ def start(root: Path) -> subprocess.Popen:
     (root / "tmp").mkdir(parents=True, exist_ok=True)
     with (root / "log").open("a") as log:
         run_it = [sys.executable, "-m", "hamlet.artifact.run", *WORDS]
-        return subprocess.Popen(
-            run_it, env=os.environ | known, stdout=log, stderr=log, start_new_session=True
-        )
+        return subprocess.Popen(run_it, env=os.environ | known, stdout=log, stderr=log, start_new_session=True)
 
 
 def alive(root: Path) -> list[psutil.Process]:
@@ -382,9 +372,7 @@ def test_a_run_killed_at_any_moment_goes_on_and_ends_with_the_same_bits(whole, t
     while kills < 2 or time.monotonic() - started < 5 * SECONDS:
         process = start(tmp_path)
         time.sleep(rng.uniform(1, 16))
-        alone = (
-            rng.random() < 0.5
-        )  # the process alone, as the kernel's memory killer does, or all, as a power cut
+        alone = rng.random() < 0.5  # the process alone, as the kernel's memory killer does, or all, as a power cut
         (os.kill if alone else os.killpg)(process.pid, signal.SIGKILL)
         process.wait()
         for other in [] if alone else alive(tmp_path):
@@ -397,9 +385,7 @@ def test_a_run_killed_at_any_moment_goes_on_and_ends_with_the_same_bits(whole, t
     assert start(tmp_path).wait() == 0, (tmp_path / "log").read_text()[-3000:]
     assert bits(tmp_path) == bits(whole)
     runs = tmp_path / "results/smoke/scenes/gem_resnet18"
-    litter = [
-        p for p in (tmp_path / "tmp").rglob("*") if p.is_file() or p.is_socket() or p.name.startswith("k")
-    ]
+    litter = [p for p in (tmp_path / "tmp").rglob("*") if p.is_file() or p.is_socket() or p.name.startswith("k")]
     assert not litter and not [p for p in runs.rglob(".*") if not p.name.endswith(".lock")]
 
 
@@ -419,9 +405,7 @@ def test_whatever_lies_at_output_is_kept_or_set_aside(whole, tmp_path, capsys, m
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
         target = place / "mine"
-        kind = rng.choice(
-            ["nothing", "empty", "result", "result", "{}", "other", "changed", "lacking", "file", "link"]
-        )
+        kind = rng.choice(["nothing", "empty", "result", "result", "{}", "other", "changed", "lacking", "file", "link"])
         if kind == "empty":
             target.mkdir()
         elif kind == "file":
@@ -436,28 +420,20 @@ def test_whatever_lies_at_output_is_kept_or_set_aside(whole, tmp_path, capsys, m
             if kind == "{}":
                 (target / "result.json").write_text("{}")
             elif kind == "changed":
-                (target / "result.json").write_text(
-                    (source / "result.json").read_text().replace("0.", "0.1", 1)
-                )
+                (target / "result.json").write_text((source / "result.json").read_text().replace("0.", "0.1", 1))
             elif kind == "lacking":
                 (target / "per_query.parquet").unlink()
             if rng.random() < 0.5:
                 (target / "thesis.txt").write_text("years of work")
-        how = rng.choice(
-            [[], [], ["--seed", "1"], ["--model", "mlp_resnet18"], ["--set", "epochs=2"], ["--keep"]]
-        )
+        how = rng.choice([[], [], ["--seed", "1"], ["--model", "mlp_resnet18"], ["--set", "epochs=2"], ["--keep"]])
         words, before = [*WORDS, *how, "--output", str(target)], sorted(contents(place).values())
         try:
             code, out, said = command(run.main, words, capsys)
         except Reached:
             assert kind not in ("{}", "other", "changed", "lacking", "file"), f"{seed}: {kind} {how} goes on"
-            assert kind in ("nothing", "empty") or how not in ([], ["--keep"]), (
-                f"{seed}: {kind} {how} trains again"
-            )
+            assert kind in ("nothing", "empty") or how not in ([], ["--keep"]), f"{seed}: {kind} {how} trains again"
         else:
-            assert code or (
-                kind in ("result", "link") and how in ([], ["--keep"]) and "there already" in out
-            ), seed
+            assert code or (kind in ("result", "link") and how in ([], ["--keep"]) and "there already" in out), seed
             assert code == 0 or str(target) in said, f"{seed}: {kind} {how}: {said}"
         finally:
             now = [digest for path, digest in contents(place).items() if "/." not in str(path)]

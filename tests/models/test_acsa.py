@@ -123,9 +123,7 @@ def test_feed_forward_sees_zeros_where_cells_were_dropped(tokens, mask):
         for i in range(LEVELS):
             h = (tokens[i] @ layer.expand.weight[i] + layer.expand.bias[i]) * mask[..., None]
             h = h.transpose(1, 2).unflatten(2, GRID)
-            h = F.conv2d(
-                h, layer.mix.weight[8 * i : 8 * i + 8], layer.mix.bias[8 * i : 8 * i + 8], padding=1, groups=8
-            )
+            h = F.conv2d(h, layer.mix.weight[8 * i : 8 * i + 8], layer.mix.bias[8 * i : 8 * i + 8], padding=1, groups=8)
             h = F.gelu(h.flatten(2).transpose(1, 2)) @ layer.contract.weight[i] + layer.contract.bias[i]
             torch.testing.assert_close(got[i], h * mask[..., None], atol=1e-5, rtol=1e-5)
 
@@ -189,9 +187,7 @@ def test_the_ratio_loss_alone_steers_the_share_of_kept_cells(tokens):
         (keeper(images).mean() - 0.5).square().backward()
         optimizer.step()
     with torch.no_grad():
-        assert torch.stack([keeper(images).mean() for _ in range(4)]).mean().item() == pytest.approx(
-            0.5, abs=0.08
-        )
+        assert torch.stack([keeper(images).mean() for _ in range(4)]).mean().item() == pytest.approx(0.5, abs=0.08)
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 5), (4, 4)])

@@ -76,9 +76,7 @@ def test_a_network_of_one_size_says_so_by_name(name):
     backbone = Backbone(name).eval()
     with torch.no_grad():
         assert len(backbone(torch.zeros(1, 3, 224, 224))) == 4
-        with pytest.raises(
-            HamletError, match=rf"backbone {name} does not take images of 80 x 80 px.*224 x 224 px"
-        ):
+        with pytest.raises(HamletError, match=rf"backbone {name} does not take images of 80 x 80 px.*224 x 224 px"):
             backbone(torch.zeros(1, 3, 80, 80))
 
 

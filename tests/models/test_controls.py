@@ -59,9 +59,7 @@ def test_gem_baseline_is_backbone_gem_and_one_linear_layer(evaluated, images):
         torch.testing.assert_close(model(images), (out / out.norm(dim=1, keepdim=True)).float())
 
 
-@pytest.mark.parametrize(
-    ("name", "reported"), [("mlp_resnet18", 25_800_000), ("mlp_mobilenetv3", 11_610_000)]
-)
+@pytest.mark.parametrize(("name", "reported"), [("mlp_resnet18", 25_800_000), ("mlp_mobilenetv3", 11_610_000)])
 def test_the_mlp_is_matched_to_hamlets_reported_size(name, reported, evaluated):
     assert count_parameters(evaluated(name)) == pytest.approx(reported, rel=1e-3)
 

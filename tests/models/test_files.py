@@ -116,9 +116,7 @@ def test_recipes_that_cannot_be_followed_are_refused(path):
         load_model(path)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{}", b"\x10\0\0\0\0\0\0\0garbage"], ids=["empty", "json", "garbage"]
-)
+@pytest.mark.parametrize("content", [b"", b"{}", b"\x10\0\0\0\0\0\0\0garbage"], ids=["empty", "json", "garbage"])
 def test_what_is_no_model_file_is_refused(tmp_path, content):
     (tmp_path / "x.safetensors").write_bytes(content)
     for place in (tmp_path / "x.safetensors", tmp_path / "absent.safetensors", tmp_path):

@@ -149,9 +149,7 @@ def test_inspect_leaves_the_mode_as_it_was(easy):
 def test_every_parameter_of_a_variant_learns_from_the_first_step(options, images):
     model = small(**options).train()
     out, losses = model(images, auxiliary=True)
-    loss = (
-        (out * torch.randn_like(out)).sum() + sum(losses.values()) + model.text_projection(out).square().sum()
-    )
+    loss = (out * torch.randn_like(out)).sum() + sum(losses.values()) + model.text_projection(out).square().sum()
     loss.backward()
     learned = {n: p for n, p in model.named_parameters() if not n.startswith("backbone") and p.numel()}
     still = [n for n, p in learned.items() if not p.grad.any()]

@@ -56,9 +56,7 @@ def test_a_method_of_another_package_is_found_built_and_checked(outside, tmp_pat
     assert model(images).shape == (3, 32)
     with pytest.raises(HamletError, match="pooled: share=-1, expected a number of at least 0"):
         models.create_model("pooled", share=-1)
-    with pytest.raises(
-        HamletError, match=r"pooled has no option colour; valid: .*embedding_dim, share, text"
-    ):
+    with pytest.raises(HamletError, match=r"pooled has no option colour; valid: .*embedding_dim, share, text"):
         models.create_model("pooled", colour=1)
     models.save_model(model, tmp_path / "pooled.safetensors")
     assert models.load_model(tmp_path / "pooled.safetensors").method == "pooled"

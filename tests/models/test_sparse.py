@@ -118,15 +118,11 @@ def test_reconstruction_is_the_error_at_k_and_an_eighth_at_4k_over_the_variance(
 def test_the_flops_term_is_least_when_all_codes_are_used_alike():
     layer = autoencoder(codes=4, k=1)
     e = torch.randn(4, 8)
-    flops = [
-        layer.losses(e, e @ layer.encoder.weight.T, z)["flops"] for z in (torch.eye(4), 3 * torch.eye(4))
-    ]
+    flops = [layer.losses(e, e @ layer.encoder.weight.T, z)["flops"] for z in (torch.eye(4), 3 * torch.eye(4))]
     # unit codes, each used by one image of four: 4 codes times (1/4)^2, at any scale of z
     torch.testing.assert_close(torch.stack(flops), torch.full((2,), 0.25))
     collapsed = torch.eye(4)[[0, 0, 0, 0]]
-    torch.testing.assert_close(
-        layer.losses(e, e @ layer.encoder.weight.T, collapsed)["flops"], torch.tensor(1.0)
-    )
+    torch.testing.assert_close(layer.losses(e, e @ layer.encoder.weight.T, collapsed)["flops"], torch.tensor(1.0))
 
 
 def test_silence_is_counted_in_images_and_ends_when_a_code_fires():

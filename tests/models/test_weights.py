@@ -109,9 +109,7 @@ def test_hub_weights_end_at_once_where_there_is_no_network(tmp_path, monkeypatch
     monkeypatch.setattr(weights.constants, "ENDPOINT", f"http://127.0.0.1:{_closed_port()}")
     monkeypatch.setattr(weights.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(weights, "hf_hub_download", lambda *a: tried.append(a))
-    with pytest.raises(
-        HamletError, match=r"timm/resnet18.tv_in1k .*cannot be reached; run once with network"
-    ):
+    with pytest.raises(HamletError, match=r"timm/resnet18.tv_in1k .*cannot be reached; run once with network"):
         create_model("gem_resnet18", pretrained=True)
     monkeypatch.setattr(weights.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HamletError, match=r"mobilenetv3_large_100.ra_in1k .*HF_HUB_OFFLINE is set"):

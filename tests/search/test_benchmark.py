@@ -24,9 +24,7 @@ def test_every_setting_is_measured(benchmark, kind):
     recall = [row["recall@10"] for row in rows]
     assert recall == sorted(recall) and recall[-1] >= {"flat": 1, "hnsw": 0.99, "ivfpq": 0.8}[kind]
     assert all(
-        row[c] > 0
-        for row in rows
-        for c in ("queries_per_second", "faiss_queries_per_second", "bytes_per_image")
+        row[c] > 0 for row in rows for c in ("queries_per_second", "faiss_queries_per_second", "bytes_per_image")
     )
 
 

@@ -258,9 +258,7 @@ def test_loading_while_another_process_saves_always_works(tmp_path):
         sizes.append(len(Index.load(tmp_path)))
     writer.join()
     assert writer.exitcode == 0
-    assert (
-        all(size % 50 == 0 for size in sizes) and sizes == sorted(sizes) and len(Index.load(tmp_path)) == 2500
-    )
+    assert all(size % 50 == 0 for size in sizes) and sizes == sorted(sizes) and len(Index.load(tmp_path)) == 2500
 
 
 def test_importing_search_does_not_import_the_models():

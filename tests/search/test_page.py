@@ -75,9 +75,7 @@ def test_thumbnails_carry_no_camera_data(tmp_path):
 
 
 def test_what_is_asked(index, photos):
-    assert page.ask(index, Words(), photos / "a" / "00.png", 1)["path"].tolist() == [
-        str(photos / "a" / "00.png")
-    ]
+    assert page.ask(index, Words(), photos / "a" / "00.png", 1)["path"].tolist() == [str(photos / "a" / "00.png")]
     with pytest.raises(HamletError, match=r"no photo at gone\.jpg"):
         page.ask(index, Words(), "gone.jpg")
 
@@ -93,9 +91,7 @@ def test_a_photo_a_word_and_a_result_are_searched(client, photos):
     more = re.search(r'href="(/\?photo=\d+)"', words.text)[1]
     assert client.get(more).text.count("<li>") == 12
     picture = client.get("/photo/3")
-    assert picture.headers["content-type"] == "image/jpeg" and Image.open(
-        io.BytesIO(picture.content)
-    ).size == (48, 48)
+    assert picture.headers["content-type"] == "image/jpeg" and Image.open(io.BytesIO(picture.content)).size == (48, 48)
 
 
 @pytest.mark.parametrize(
@@ -121,10 +117,7 @@ def test_a_photo_that_became_a_link_elsewhere_is_not_given_away(client, index, t
     file.unlink()
     file.symlink_to(tmp_path / "secret.txt")
     answer = client.get("/photo/3")
-    assert (
-        Image.open(io.BytesIO(answer.content)).size == (page.SIDE, page.SIDE)
-        and b"secret" not in answer.content
-    )
+    assert Image.open(io.BytesIO(answer.content)).size == (page.SIDE, page.SIDE) and b"secret" not in answer.content
 
 
 def test_uploads_are_limited_and_what_is_no_photo_is_refused(client, monkeypatch):

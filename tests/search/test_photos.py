@@ -146,9 +146,7 @@ def test_whatever_a_folder_holds_is_read_or_named(photos, tmp_path, colours):
     assert len(made) == 12 + 6
     assert {name for name, _ in made.changes.left_out} == {"pipe.jpg", "notes.txt", "broken.jpg"}
     again = Index.load(tmp_path / "index")
-    assert os.fsdecode(b"odd-\xff.png") in again.items and not any(
-        "eaDir" in p or "thumbs" in p for p in again.items
-    )
+    assert os.fsdecode(b"odd-\xff.png") in again.items and not any("eaDir" in p or "thumbs" in p for p in again.items)
     assert again.photo(again.items[os.fsdecode(b"odd-\xff.png")][0]).is_file()
 
 
