@@ -76,7 +76,8 @@ def reports(profile: str = "", dataset: str = "") -> dict[str, list[Path]]:
 def efficiency_fault(profile: str, dataset: str, names: set[str]) -> str | None:
     """Why the stored measurement of costs may not be used, or None.
 
-    A configuration trained again is a reason only where all weights are at hand (git does not keep them).
+    Git keeps no weights. Without those of a HAMLET that was measured, what is new stays without a cost, since a new
+    measurement would lose that row; a configuration trained again is a reason only where all weights are at hand.
     """
     path = paths.results_dir(profile, dataset) / "efficiency" / "result.json"
     try:
@@ -86,10 +87,12 @@ def efficiency_fault(profile: str, dataset: str, names: set[str]) -> str | None:
     given, wanted = record["parameters"], profiles.load_profile(profile)["efficiency"]
     if (given["image_size"], given["images"]) != (wanted["image_size"], wanted["repeats"]):
         return "the profile asks for another image size or number of repeats now"
-    if absent := sorted(names - set(record["models"])):
-        return f"it lacks {', '.join(absent)}"
     first = {run.run_name: run for run in reversed(results.stored_runs(profile, dataset))}
-    if all((run.folder / "model.safetensors").is_file() for run in first.values()):
+    gone = {name for name, run in first.items() if not (run.folder / "model.safetensors").is_file()}
+    lost = {name for name in gone & set(record["models"]) if name.startswith("hamlet")}
+    if (absent := sorted(names - set(record["models"]))) and not lost:
+        return f"it lacks {', '.join(absent)}"
+    if not gone:
         now = {n: json.loads((r.folder / "result.json").read_text())["digest"] for n, r in first.items()}
         if changed := sorted(name for name in now if given["runs"].get(name) != now[name]):
             return f"trained again since: {', '.join(changed)}"

@@ -38,22 +38,22 @@ def query_images(data, count: int, size: int, model: RetrievalModel) -> torch.Te
     return evaluation_transform(size, model.mean, model.std)(images).contiguous()
 
 
-def weights_of(run: Run, settings: dict, folder: Path) -> Path:
-    """The run's weights, or new ones of the same network written to ``folder``; HamletError where that won't do."""
+def weights_of(run: Run, settings: dict, folder: Path) -> Path | None:
+    """The run's weights, or new ones of the same network written to ``folder``; None where those would not do."""
     if (stored := run.folder / WEIGHTS).is_file():
         return stored
     if run.model.startswith("hamlet"):
-        raise HamletError(
-            f"{stored} is not there (git does not keep weights), and HAMLET's cost depends on them: set "
-            f"{run.folder} aside and build again: ./run_all.sh {run.profile} --dataset {run.dataset}"
-        )
+        return None
     path = folder / f"{run.run_name}.safetensors"
     save_model(build_model(run, settings | {"pretrained": False}), path)
     return path
 
 
 def measure(profile: str, dataset: str, data_root: str = "") -> Path:
-    """Measure every stored run of the profile as its section ``efficiency`` says; returns the result.json written."""
+    """Measure the stored runs of the profile as its section ``efficiency`` says; returns the result.json written.
+
+    A HAMLET whose weights are not there has no row. Raises HamletError where nothing is left to be measured.
+    """
     loaded = profiles.load_profile(profile)
     repeats, size = loaded["efficiency"]["repeats"], loaded["efficiency"]["image_size"]
     device, threads = choose_device(loaded["parameters"]["device"]).type, torch.get_num_threads()
@@ -65,7 +65,13 @@ def measure(profile: str, dataset: str, data_root: str = "") -> Path:
     torch.set_num_threads(1)  # what one core does: the report's batch of one image leaves little to share
     try:
         with own_temporary_folder() as folder:
-            weights = {name: weights_of(run, settings[name], folder) for name, run in runs.items()}
+            found = {name: weights_of(run, settings[name], folder) for name, run in runs.items()}
+            weights = {name: path for name, path in found.items() if path}
+            if not weights:
+                raise HamletError(
+                    f"none of {', '.join(runs)} has weights (git keeps none), and HAMLET's cost depends on them: set "
+                    f"{paths.results_dir(profile, dataset)} aside and build again"
+                )
             data = load_data(dataset, next(iter(settings.values())), data_root)
             images = query_images(data, repeats, size, load_model(next(iter(weights.values()))))
             rows = compare(weights, images, device)
@@ -76,7 +82,7 @@ def measure(profile: str, dataset: str, data_root: str = "") -> Path:
     given = {"profile": profile, "dataset": dataset, "device": device, "image_size": size, "batch_size": 1}
     given |= {"images": repeats, "warmup": WARMUP, "dtype": "float32", "new_weights": fresh}
     given |= {"memory": MEMORY.get(device, "not measured.")}
-    given["runs"] = {name: record["digest"] for name, record in stored.items()}
+    given["runs"] = {name: stored[name]["digest"] for name in weights}
     content = {"schema": 1, "parameters": given, "models": rows, "provenance": source}
     path = paths.results_dir(profile, dataset) / "efficiency" / "result.json"
     paths.write_json(path, json.loads(json.dumps(content | {"digest": digest(content)})))

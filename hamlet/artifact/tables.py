@@ -147,7 +147,9 @@ def notes(results: pd.DataFrame, efficiency: dict | None = None) -> list[str]:
         if len(lacking) == len(seeds):
             told.append(f"{label}: empty, because no finished run named {run} is stored.")
         elif efficiency is not None and run not in efficiency["models"]:
-            told.append(f"{label}: empty, because it finished after the cost was measured.")
+            told.append(
+                f"{label}: empty, because it was not there, or without its weights, when the cost was measured."
+            )
         elif efficiency is None and lacking:
             told.append(f"{label}: mean without seed {', '.join(map(str, lacking))}, of which nothing is stored.")
     if len(seeds) == 1 and efficiency is None:

@@ -1,9 +1,11 @@
 """What a build says before it begins, on real folders."""
 
+import json
 import re
 
 import numpy as np
 import pytest
+import stored
 from PIL import Image
 
 from hamlet.artifact import build
@@ -35,3 +37,29 @@ def test_the_time_told_beforehand_goes_with_the_number_of_photos(photos, tmp_pat
         assert build.main([*command, "--seeds", "1", "--jobs", "1"]) == 0
         told.append(int(re.search(r"about (\d+) min \(estimated", capsys.readouterr().out)[1]))
     assert told[0] < 8 < told[1] < 25
+
+
+def test_a_measurement_is_not_given_up_for_one_without_hamlet(tmp_path, monkeypatch):
+    """In a clone, where the weights of what is stored are missing, a new row stays without a cost."""
+    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
+    runs = ["hamlet_resnet18", "gem_resnet18"]
+    folders = {run: stored.store_run(tmp_path, run, 0, 0.5) for run in [*runs, "mlp_resnet18"]}
+    path = stored.store_efficiency(tmp_path, runs)
+    content = json.loads(path.read_text())
+    digests = {run: json.loads((folders[run] / "result.json").read_text())["digest"] for run in folders}
+    content["parameters"] |= {"images": 30, "runs": {run: digests[run] for run in runs}}
+
+    def fault(*names: str) -> str | None:
+        stored.seal(content, path)
+        return build.efficiency_fault("quick", "flat", {*names})
+
+    assert fault(*runs) is None
+    assert fault(*folders) is None  # HAMLET's weights are not there
+    (folders["hamlet_resnet18"] / "model.safetensors").touch()
+    assert fault(*folders) == "it lacks mlp_resnet18"
+    content["models"]["mlp_resnet18"] = content["models"]["gem_resnet18"]
+    content["parameters"]["runs"] |= {"mlp_resnet18": digests["mlp_resnet18"], "gem_resnet18": "another"}
+    assert fault(*folders) is None  # trained again, and not all weights are there to measure all anew
+    for folder in folders.values():
+        (folder / "model.safetensors").touch()
+    assert fault(*folders) == "trained again since: gem_resnet18"
