@@ -66,6 +66,15 @@ def test_the_sentence_on_standing_has_its_directions_right(tmp_path):
     for value, where in ((0.4, "below"), (0.7, "above")):
         told = said(*bare, ("GeM_B", "control", value), ("MLP_B", "control", 0.1))
         assert told.endswith(f"; the best control, GeM_B, lies {where} it: {value:.4f}.")
+    (tmp_path / "tables" / "ablation" / "pets").mkdir(parents=True)
+    for differences, end in (
+        ((0.03, 0.02, -0.09), "with the same text MACE_B lies below it by 0.0200 (best of 2 that were run with it)."),
+        ((-0.03, 0.02, -0.09), "with the same text GeM_B lies above it by 0.0300 (best of 2 that were run with it)."),
+    ):
+        table = pd.DataFrame({"Second": ["GeM_B (text)", "MACE_B (text)", "HAMLET_B (no text)", "DSCF_B (text)"]})
+        table["Difference in mAP"] = [*differences, None]
+        table.to_csv(tmp_path / "tables" / "ablation" / "pets" / "table3_ablation.csv", index=False)
+        assert said().endswith(end)
 
 
 def test_the_sentence_on_text_gives_each_data_set_its_own_figures(tmp_path):

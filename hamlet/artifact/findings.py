@@ -91,13 +91,22 @@ def verdicts(table: pd.DataFrame) -> list[str]:
     return said + [f"Contradicted, {row.id}: {row.english}" for row in against.itertuples()]
 
 
+def sure(row, p: float, name: str) -> str:
+    """How sure a difference is: its p over queries, and whether its interval, over seeds too where there are several,
+    holds zero; only both together show something."""
+    if p >= 0.05:
+        return f"{name} {p:.4f}, which shows nothing"
+    inside = row.low <= 0 <= row.high
+    return f"{name} {p:.4f}" + (" over queries, but its 95% interval holds 0, which shows nothing" if inside else "")
+
+
 def ablation(table: pd.DataFrame) -> list[str]:
     """From `claims.comparisons` with ``ablation``: what each part is worth; text counts over the shuffled control."""
     said = []
     for row in table.dropna(subset="difference").itertuples():
         word = "above" if row.difference > 0 else "below"
-        sure = f"Holm p {row.p_holm:.4f}" + ("" if row.p_holm < 0.05 else ", which shows nothing")
-        said.append(f"{row.first} lies {abs(row.difference):.4f} mAP {word} {row.second} ({sure}).")
+        told = sure(row, row.p_holm, "Holm p")
+        said.append(f"{row.first} lies {abs(row.difference):.4f} mAP {word} {row.second} ({told}).")
     return said or ["No run of the ablation is stored yet, so nothing can be said."]
 
 
@@ -109,6 +118,6 @@ def language(table: pd.DataFrame) -> list[str]:
     }
     said = []
     for row in table.dropna(subset="difference").itertuples():
-        sure = "untested, since single queries were not kept" if pd.isna(row.p) else f"p {row.p:.4f}"
-        said.append(f"Over shuffled captions, true ones are worth {row.difference:+.4f} {what[row.metric]} ({sure}).")
+        told = "untested, since single queries were not kept" if pd.isna(row.p) else sure(row, row.p, "p")
+        said.append(f"Over shuffled captions, true ones are worth {row.difference:+.4f} {what[row.metric]} ({told}).")
     return said or ["HAMLET with shuffled captions has not been run, so nothing can be said of its text."]

@@ -18,7 +18,8 @@ SHOWN = re.compile(r"<!-- begin (tables/\S+)/table1_accuracy\.md -->")
 
 def standing(folders: list[Path]) -> str:
     """For each folder of tables, from the frame of its accuracy figure: HAMLET's rank in mAP among the rows of Table 1,
-    what text changes, the best control; mAP with its range over seeds where there are several."""
+    what text changes, the best control, and the best of those that were given the same text (Table 3 of the profile
+    ablation); mAP with its range over seeds where there are several."""
     said = []
     for folder in folders:
         file = folder.parents[2] / "figures" / folder.parent.name / folder.name / "accuracy.csv"
@@ -34,6 +35,14 @@ def standing(folders: list[Path]) -> str:
             other = others["mean"].idxmax()
             where = "below" if means[other] < means[best] else "above"
             sentence += f"; the best control, {other}, lies {where} it: {_value(rows, other)}"
+        file = folder.parents[1] / "ablation" / folder.name / "table3_ablation.csv"
+        if file.is_file():
+            table = pd.read_csv(file, index_col="Second")["Difference in mAP"].dropna()
+            same = table[table.index.str.endswith(" (text)")]
+            if len(same):
+                where = "above" if same.min() < 0 else "below"
+                sentence += f"; with the same text {same.idxmin().removesuffix(' (text)')} lies {where} it "
+                sentence += f"by {abs(same.min()):.4f} (best of {len(same)} that were run with it)"
         said.append(sentence + ".")
     return "\n".join(said)
 

@@ -89,19 +89,23 @@ def test_verdicts_are_counted_and_the_contradicted_named():
 
 def test_ablation_says_above_and_below_and_what_text_is_worth():
     rows = [
-        ("H", "H (shuffled)", 0.03, 0.001),
-        ("H", "H (no gate)", -0.02, 0.2),
-        ("H", "H (no text)", float("nan"), 1.0),
+        ("H", "H (shuffled)", 0.03, 0.01, 0.05, 0.001),
+        ("H", "H (no gate)", -0.02, -0.03, -0.01, 0.2),
+        ("H", "H (last level)", 0.02, -0.01, 0.04, 0.001),
+        ("H", "H (no text)", float("nan"), -1, 1, 1.0),
     ]
-    said = findings.ablation(pd.DataFrame(rows, columns=["first", "second", "difference", "p_holm"]))
+    said = findings.ablation(pd.DataFrame(rows, columns=["first", "second", "difference", "low", "high", "p_holm"]))
+    nothing = "(Holm p 0.0010 over queries, but its 95% interval holds 0, which shows nothing)"
     assert said == [
         "H lies 0.0300 mAP above H (shuffled) (Holm p 0.0010).",
         "H lies 0.0200 mAP below H (no gate) (Holm p 0.2000, which shows nothing).",
+        f"H lies 0.0200 mAP above H (last level) {nothing}.",
     ]
 
 
 def test_text_is_measured_against_shuffled_captions():
     table = pd.DataFrame({"metric": ["mAP", "HAP"], "difference": [-0.1, 0.1], "p": [0.01, float("nan")]})
+    table = table.assign(low=[-0.2, 0], high=[-0.05, 0])
     fine, graded = findings.language(table)
     assert "-0.1000 mAP" in fine and "(p 0.0100)" in fine
     assert "+0.1000 hierarchical AP" in graded and "untested" in graded
