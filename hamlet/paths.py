@@ -1,8 +1,9 @@
 """Where things lie: one module, anchored on the package, so that no caller's working directory matters.
 
-``HAMLET_OUTPUT`` moves results/, tables/ and figures/ (tests use it); ``HAMLET_CACHE`` moves decoded
-images and caption embeddings; ``HAMLET_DATA`` names the folder that holds data sets. ``replacing`` is how
-every file is written, ``sha256`` how one is recognised.
+In a checkout everything lies in it. Where the package is installed by itself, what a data set needs beside its
+images is in hamlet/share, and what the user makes goes to the folders that the system has for it. ``HAMLET_OUTPUT``
+moves results/, tables/ and figures/; ``HAMLET_CACHE`` moves decoded images and caption embeddings; ``HAMLET_DATA``
+names the folder that holds data sets. ``replacing`` is how every file is written, ``sha256`` how one is recognised.
 """
 
 import hashlib
@@ -12,9 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import platformdirs
+
 from hamlet.errors import HamletError
 
-ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parent
+CHECKOUT = (PACKAGE.parent / "run_all.sh").is_file()
+ROOT = PACKAGE.parent if CHECKOUT else PACKAGE / "share"
 NOTEBOOKS = ROOT / "notebooks"
 WORKFLOW = ROOT / "workflow"
 PAPER = ROOT / "data" / "paper"
@@ -40,12 +45,14 @@ def figures_dir(profile: str, dataset: str) -> Path:
 
 def cache_dir() -> Path:
     """Folder of everything that can be computed again; never committed."""
-    return Path(os.environ.get("HAMLET_CACHE") or ROOT / "data" / "cache").resolve()
+    own = ROOT / "data" / "cache" if CHECKOUT else platformdirs.user_cache_path("hamlet")
+    return Path(os.environ.get("HAMLET_CACHE") or own).resolve()
 
 
 def models_dir() -> Path:
     """Folder of models that ``hamlet train`` names; ``HAMLET_MODELS`` moves it."""
-    return Path(os.environ.get("HAMLET_MODELS") or ROOT / "data" / "models").resolve()
+    own = ROOT / "data" / "models" if CHECKOUT else platformdirs.user_data_path("hamlet") / "models"
+    return Path(os.environ.get("HAMLET_MODELS") or own).resolve()
 
 
 @contextmanager
@@ -80,6 +87,8 @@ def sha256(path: Path) -> str:
 
 
 def data_roots(root: str | Path | None = None) -> list[Path]:
-    """Folders searched for a data set, in order: the argument, HAMLET_DATA, data/, ../shared/data."""
-    named = [root, os.environ.get("HAMLET_DATA"), ROOT / "data", ROOT.parent / "shared" / "data"]
+    """Folders searched for a data set, in order: the argument, HAMLET_DATA, then data/ and ../shared/data of a
+    checkout."""
+    own = [ROOT / "data", ROOT.parent / "shared" / "data"] if CHECKOUT else [platformdirs.user_data_path("hamlet")]
+    named = [root, os.environ.get("HAMLET_DATA"), *own]
     return [Path(p).expanduser().resolve() for p in named if p]

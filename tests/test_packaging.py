@@ -1,10 +1,13 @@
 """environment.yml, pyproject.toml, requirements.lock and run_all.sh agree, and the lock is complete."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 
+import pages
 import pytest
 import yaml
 from packaging.markers import Marker
@@ -143,3 +146,27 @@ def test_cluster_profiles_hold_known_options(name):
     content = yaml.safe_load((paths.WORKFLOW / "profiles" / name / "config.yaml").read_text())
     unknown = [key for key in content if f"--{key}" not in help_text and key != "container-image"]
     assert not unknown
+
+
+def test_the_installed_package_trains_and_searches_without_the_checkout(tmp_path):
+    """The wheel's files as pyproject.toml lists them, imported from elsewhere by somebody with an empty home."""
+    build = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    site, home = tmp_path / "site", tmp_path / "home"
+    for source, target in ({name: name for name in build["packages"]} | build["force-include"]).items():
+        shutil.copytree(paths.ROOT / source, site / target, ignore=shutil.ignore_patterns("__pycache__"))
+    pages.photos(tmp_path / "my-photos", classes=4, images=8)
+    (tmp_path / "my-photos" / "one.jpg").unlink()
+    moved = ("HAMLET_CACHE", "HAMLET_MODELS", "HAMLET_OUTPUT", "HAMLET_DATA", "XDG_CACHE_HOME", "XDG_DATA_HOME")
+    env = {key: value for key, value in os.environ.items() if key not in moved}
+    env |= {"PYTHONPATH": str(site), "HOME": str(home), "OMP_NUM_THREADS": "1"}
+
+    def hamlet(*words: str) -> str:
+        command = [sys.executable, "-m", "hamlet", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert str(home) in hamlet("train", "my-photos", "--name", "mine", "--epochs", "1")
+    assert "model mine" in hamlet("index", "my-photos", "index", "--model", "mine")
+    assert "my-photos" in hamlet("search", "index", "class 1", "-k", "1")
+    assert not (site / "data").exists() and not (site / "hamlet" / "share" / "data" / "cache").exists()
