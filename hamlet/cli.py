@@ -117,7 +117,7 @@ def serve(given: argparse.Namespace) -> None:
     try:
         from hamlet.search.server import serve as run
     except ImportError as error:
-        raise HamletError(f"{error.name} is missing; pip install 'hamlet-retrieval[web]'") from error
+        raise HamletError(f"{error.name} is missing; pip install starlette uvicorn python-multipart") from error
     run(given.index, given.host, given.port)
 
 
