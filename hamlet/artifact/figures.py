@@ -432,14 +432,25 @@ def ablation(data: pd.DataFrame, title: str) -> Figure:
 
 
 def captions_quality(data: pd.DataFrame, title: str) -> Figure:
-    """Bars of mAP by kind of text, from `tables.text_table`."""
-    values = pd.to_numeric(data["mAP"], errors="coerce")
-    told = ", ".join(f"{what} {value:.3f}" for what, value in zip(data["Text"], values, strict=True))
-    figure, axes = new_figure(1, 1, (9, 0.35 * len(data) + 1.4), f"{title}. mAP: {told or 'nothing measured yet'}.")
-    axes[0, 0].barh(range(len(data)), values, color="#0072B2", edgecolor="black", lw=0.6)
+    """A panel each for mAP, hierarchical AP and mAP of search by words, a dot for each kind of text, from
+    `tables.text_table`; the axes need not begin at zero."""
+    panels = {"mAP": "mAP, photo to photos", "HAP": "hierarchical AP", "Words mAP": "mAP, sentence to photos"}
+    values = data.reindex(columns=[*panels]).apply(pd.to_numeric, errors="coerce")
+    told = ", ".join(f"{what} {value:.3f}" for what, value in zip(data["Text"], values["mAP"], strict=True))
+    size = (13, 0.4 * len(data) + 1.5)
+    alt = f"{title}. mAP: {told or 'nothing measured yet'}."
+    figure, axes = new_figure(1, len(panels), size, alt, sharey=True)
+    for axis, (name, label) in zip(axes[0], panels.items(), strict=True):
+        axis.plot(values[name], range(len(data)), "o", color="#0072B2", mec="black", ms=8)
+        for place, value in enumerate(values[name]):
+            text = "none" if pd.isna(value) else f"{value:.3f}"
+            axis.annotate(text, (1.03, place), xycoords=EDGE, va="center")
+        axis.set_xlabel(label if len(data) else f"{label}: nothing measured yet")
+        axis.margins(x=0.1)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.grid(axis="y", color="0.9")
     axes[0, 0].set_yticks(range(len(data)), data["Text"])
-    axes[0, 0].invert_yaxis()
-    axes[0, 0].set_xlabel("mAP" if len(data) else "mAP: nothing measured yet")
+    axes[0, 0].set_ylim(len(data) - 0.4, -0.6)
     figure.suptitle(title)
     return figure
 

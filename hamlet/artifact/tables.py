@@ -31,6 +31,16 @@ SECTION_3_3 = [
     ("SPARSE_ResNet18", "HAMLET_ResNet18"),
     ("SPARSE_MobileNetV3", "HAMLET_MobileNetV3"),
 ]
+TEXTS = {  # variant -> what HAMLET was trained with
+    "default": "mean sentence of the class",
+    "shuffled": "the same, of another class",
+    "no_text": "no text",
+    "word": "name of the class",
+    "template": '"a photo of a <name>"',
+    "aligned": "mean sentence, images aligned to it",
+    "caption": "images aligned to their own sentences",
+    "lsa": "mean sentence, teacher LSA",
+}
 LATEX = str.maketrans({c: "\\" + c for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\^{}"})
 
 
@@ -327,14 +337,21 @@ def words_table(results: pd.DataFrame) -> pd.DataFrame:
 def text_table(results: pd.DataFrame) -> pd.DataFrame:
     """HAMLET's accuracy by the text that it was trained with, means over seeds; the first row is the profile's own.
 
-    HAP (`metrics.hierarchical_metrics`) also credits images of the coarse class: what sentences know of families. Of
-    several backbones the one with most runs counts.
+    HAP (`metrics.hierarchical_metrics`) also credits images of the coarse class: what sentences know of families.
+    Words: images found by a sentence, R@1 and mAP, where the run can be asked so. Of several backbones the one with
+    most runs counts.
     """
     kept = results[results["model"].str.startswith("hamlet")]
     kept = kept[kept["model"].isin(kept["model"].mode()[:1])]
-    graded = [result["metrics"].get("hierarchical", {}).get("HAP", float("nan")) for result in kept["result"]]
-    kept = kept.assign(Text=kept["variant"].str.replace("_", " "), HAP=graded)
-    measured = kept.groupby("Text")[[*ACCURACY, "HAP"]].mean()
-    order = ["default", *sorted(set(measured.index) - {"default"})]
+    rows = []
+    for result in kept["result"]:
+        spoken = result.get("words", {}).get("default", {}).get("text_to_image", {})
+        graded = result["metrics"].get("hierarchical", {}).get("HAP")
+        rows.append([graded, spoken.get("R@1"), spoken.get("mAP")])
+    columns = ["HAP", "Words R@1", "Words mAP"]
+    more = pd.DataFrame(rows, kept.index, columns, dtype=float)
+    measured = kept.assign(Text=kept["variant"].map(lambda v: TEXTS.get(v, v.replace("_", " ")))).join(more)
+    measured = measured.groupby("Text")[[*ACCURACY, *columns]].mean()
+    order = [*TEXTS.values(), *sorted(set(measured.index) - {*TEXTS.values()})]
     measured = rounded(measured.reindex([name for name in order if name in measured.index]))
     return pd.DataFrame({"Text": measured.index, **{m: fixed(measured[m], 4) for m in measured}}).reset_index(drop=True)

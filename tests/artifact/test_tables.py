@@ -230,8 +230,13 @@ def test_kinds_of_text_are_compared_on_hamlet_alone():
     results = pd.DataFrame(rows, columns=["model", "variant", "mAP"]).assign(**{"P@1": 0.1, "P@5": 0.1, "P@10": 0.1})
     results["result"] = [{"metrics": {"hierarchical": {"HAP": v / 2}}} for v in results["mAP"]]
     table = tables.text_table(results)
-    assert list(table["Text"]) == ["default", "shuffled"] and list(table["mAP"]) == ["0.6000", "0.2000"]
+    assert list(table["Text"]) == ["mean sentence of the class", "the same, of another class"]
+    assert list(table["mAP"]) == ["0.6000", "0.2000"]
     assert list(table["HAP"]) == ["0.3000", "0.1000"]
+    spoken = {"default": {"text_to_image": {"R@1": 0.25, "mAP": 0.125}}}
+    results["result"] = [{"metrics": {}, "words": spoken}] * 4
+    table = tables.text_table(results)
+    assert list(table["Words R@1"]) == ["0.2500"] * 2 and list(table["Words mAP"]) == ["0.1250"] * 2
     results["result"] = [{"metrics": {}}] * 4  # of runs that kept no hierarchical AP
     assert list(tables.text_table(results)["HAP"]) == ["", ""]
 
