@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from hamlet.arguments import whole
 from hamlet.data.decode import EXTENSIONS, ImageError, decode_many
+from hamlet.distillation import encode_text
 from hamlet.errors import HamletError
 from hamlet.evaluation import describe_texts, evaluation_transform
 from hamlet.models import RetrievalModel, load_model
@@ -27,6 +28,10 @@ from hamlet.models.weights import PACKAGED, hub_file, packaged_state
 from hamlet.paths import models_dir
 
 DEFAULT_SIZE = 160  # px, as the profile pretrained evaluates
+NEAREST, TEMPERATURE = (
+    10,
+    0.05,
+)  # classes that stand for words; on Grocery's validation list anything from 1 to 1000 does
 Picture = str | Path | bytes | PIL.Image.Image | np.ndarray
 
 
@@ -51,6 +56,23 @@ class PooledFeatures(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W), normalised by 0.5 and 0.5 -> (B, 1280)."""
         return F.normalize(self.body.forward_features(images).mean((2, 3)).float(), dim=1)
+
+    def classes(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor, list[str]]:
+        """Of the ImageNet classes whose names and definitions say most nearly what the sentences say: shares, which sum
+        to one, and numbers, (N, NEAREST) each; and the names of all."""
+        info = timm.data.ImageNetInfo()
+        names = encode_text([info.index_to_description(i, detailed=True) for i in range(1000)])
+        best, ids = torch.from_numpy(encode_text(list(sentences)) @ names.T).topk(NEAREST)
+        return (best / TEMPERATURE).softmax(1), ids, [info.index_to_description(i) for i in range(1000)]
+
+    @torch.inference_mode()
+    def describe_texts(self, sentences: Sequence[str]) -> np.ndarray:
+        """Sentences as sums of the classifier's directions, (N, 1280): Norouzi et al., "Zero-shot learning by convex
+        combination of semantic embeddings", ICLR 2014, from words to images."""
+        shares, ids, _ = self.classes(sentences)
+        weight = self.body.classifier.weight.cpu()
+        found = torch.einsum("nk,nkd->nd", shares, (weight - weight.mean(0))[ids])
+        return F.normalize(found, dim=1).numpy()
 
 
 class Encoder:
@@ -107,13 +129,27 @@ class Encoder:
                 bar.update(len(batch))
         return np.concatenate(rows) if rows else np.zeros((0, self.dim), np.float32)
 
+    @property
+    def knows_words(self) -> bool:
+        return isinstance(self.model, PooledFeatures) or self.model.text_tower is not None
+
+    def reading(self, sentence: str) -> str:
+        """How the default model reads a sentence: the names of the ImageNet classes that stand for it; "" of others."""
+        if not isinstance(self.model, PooledFeatures):
+            return ""
+        shares, ids, names = self.model.classes([sentence])
+        return ", ".join(names[i].partition(",")[0] for i, share in zip(ids[0], shares[0], strict=True) if share > 0.1)
+
     def encode_text(self, sentences: str | Sequence[str]) -> np.ndarray:
-        """Sentences in the descriptor's space, float32 (N, D), L2-normalised.
+        """Sentences in the descriptor's space, float32 (N, D), L2-normalised: through the text tower of a model trained
+        with text proxies; the default model knows the things that ImageNet has classes of (see ``reading``).
 
         Raises:
-            HamletError: the model was trained without text proxies, so it knows no words.
+            HamletError: the model was trained without text, so it knows no words.
         """
         sentences = [sentences] if isinstance(sentences, str) else list(sentences)
+        if isinstance(self.model, PooledFeatures):
+            return self.model.describe_texts(sentences)
         return describe_texts(self.model, sentences, self.card.get("teacher", "sentence"))
 
 

@@ -141,13 +141,19 @@ def test_embed_writes_a_table_for_other_tools(photos, tmp_path, capsys):
     np.testing.assert_allclose(np.stack(table["vector"][:3]), rows, atol=1e-4)
 
 
+def test_words_without_any_training_are_read_as_imagenet_classes(index, capsys):
+    cli.main(["search", str(index), "a red apple with stripes", "-k", "3"])
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 3
+    assert said.err.startswith("read as ImageNet's ") and "Granny Smith" in said.err and "hamlet train" in said.err
+
+
 def test_mistakes_end_in_one_line(photos, index, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
     assert "no photo below" in refused(capsys, "index", tmp_path / "empty", tmp_path / "i")
     assert "is a file" in refused(capsys, "index", photos, tmp_path / "file")
     assert "no photo at gone.jpg" in refused(capsys, "search", index, "gone.jpg")
-    assert "without text" in refused(capsys, "search", index, "a red apple with stripes")
     assert "k: expected a whole number" in refused(capsys, "search", index, photos / "class0" / "0.jpg", "-k", 0)
     assert "no model" in refused(capsys, "index", photos, tmp_path / "i", "--model", "nosuch")
     assert "no index at" in refused(capsys, "page", tmp_path, tmp_path / "p.html")

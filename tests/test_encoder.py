@@ -6,7 +6,9 @@ import torch
 from PIL import Image
 
 import hamlet
+from hamlet.data import load_dataset
 from hamlet.errors import HamletError
+from hamlet.paths import data_roots
 
 MEAN = (0.1, 0.2, 0.3)
 
@@ -108,8 +110,8 @@ def test_pictures_and_sentences_go_together(default, trained, photos):
     np.testing.assert_allclose(rows[[0, 2]], encoder.encode_text(words), atol=1e-6)
     np.testing.assert_allclose(rows[[1, 3]], encoder.encode(photos[:2], progress=False), atol=1e-5)
     np.testing.assert_allclose(encoder.encode("a red apple"), rows[:1], atol=1e-6)
-    with pytest.raises(HamletError, match="trained without text"):
-        default.encode(["a red apple"])
+    rows = default.encode(["a banana", photos[0]], progress=False)
+    np.testing.assert_allclose(rows[:1], default.encode_text("a banana"), atol=1e-6)
     with pytest.raises(HamletError, match=r"gone\.jpg: No such file"):
         encoder.encode("gone.jpg")
 
@@ -118,5 +120,40 @@ def test_sentences_where_the_model_knows_words(default, trained):
     words = hamlet.load(trained).encode_text(["a red apple", "a pear"])
     assert words.shape == (2, 16) and words.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(words, axis=1), 1, rtol=1e-5)
+    assert hamlet.load(trained).reading("a pear") == "" and hamlet.load(trained).knows_words
+
+
+def test_a_model_without_text_says_that_it_knows_no_words(tmp_path):
+    hamlet.save_model(hamlet.create_model("gem_resnet18"), tmp_path / "plain.safetensors")
+    plain = hamlet.load(tmp_path / "plain.safetensors")
+    assert not plain.knows_words
     with pytest.raises(HamletError, match="trained without text"):
-        default.encode_text("a red apple")
+        plain.encode_text("a red apple")
+
+
+def test_the_default_model_finds_what_imagenet_knows_by_words(default):
+    """A word leads to the classifier's own direction: pictures that it takes for a banana come nearest to "banana"."""
+    assert default.knows_words and default.reading("a yellow banana").startswith("banana")
+    rows = default.encode_text(["banana", "a golden retriever, a dog", "church"])
+    assert rows.shape == (3, 1280) and rows.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
+    weight = default.model.body.classifier.weight.detach().numpy()
+    weight = weight - weight.mean(0)
+    nearest = np.argmax(rows @ (weight / np.linalg.norm(weight, axis=1, keepdims=True)).T, axis=1)
+    assert nearest.tolist() == [954, 207, 497]  # ImageNet's numbers of banana, golden retriever, church
+
+
+HERE = any((root / "GroceryStoreDataset" / "dataset" / "val").is_dir() for root in data_roots())
+
+
+@pytest.mark.skipif(not HERE, reason="needs the Grocery Store Dataset beside the project or in HAMLET_DATA")
+def test_words_find_photos_without_any_training(default):
+    """Of groceries that ImageNet has classes of, a right photo is among the first ten for nearly all; a random order
+    would have one for every sixth."""
+    data = load_dataset("grocery", size=default.image_size)
+    names = ["Banana", "Pineapple", "Pomegranate", "Orange", "Mushroom", "Cucumber", "Cabbage", "Zucchini"]
+    labels = np.array([data.coarse_names.index(name) for name in names])
+    rows = default.encode([np.asarray(image) for image in data.validation.images], progress=False)
+    first = np.argsort(-default.encode_text([f"a {name.lower()}" for name in names]) @ rows.T, axis=1)[:, :10]
+    right = (data.validation.coarse_labels[first] == labels[:, None]).any(1)
+    assert right.sum() >= 7, dict(zip(names, right, strict=True))

@@ -31,6 +31,12 @@ def ask(index: Index, encoder: photos.Encoder, query, k: int = 12) -> pd.DataFra
     return index.query(encoder.encode([query], progress=False), k)
 
 
+def heading(encoder: photos.Encoder, sentence: str) -> str:
+    """The sentence as asked, and how a model that was not trained with text reads it."""
+    read = encoder.reading(sentence)
+    return f"{sentence} (read as ImageNet's {read})" if read else sentence
+
+
 def thumbnail(source, side: int = SIDE) -> bytes:
     """A JPEG of at most ``side`` px, without what a camera writes beside the pixels; grey if the photo is gone."""
     try:
@@ -72,7 +78,8 @@ def page(index: Index, queries: Sequence = (), encoder: photos.Encoder | None = 
     asked = []
     for query in queries:
         file = query if os.path.exists(query) else ""
-        name = photos.shown(os.path.basename(query) if file else query)  # no path of this machine in the page
+        # no path of this machine in the page
+        name = photos.shown(os.path.basename(query)) if file else heading(encoder, photos.shown(query))
         asked.append((name, file, ask(index, encoder, query, k)))
     if not queries:
         ids = list(index.paths)

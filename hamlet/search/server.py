@@ -53,7 +53,7 @@ class Live:
         return self.html(page.section(heading, picture, found, index, "/photo/{}".format, "/?photo={}".format))
 
     def html(self, body: str = "", error: str = "", status: int = 200) -> HTMLResponse:
-        words = WORDS if self.encoder.model.text_tower is not None else ""
+        words = WORDS if self.encoder.knows_words else ""
         told = f'<p class="error" role="alert">{page.html.escape(error)}</p>' if error else ""
         text = f"{FORMS}{words}{told}{body}<script>{DROP}</script>"
         return HTMLResponse(page.render(f"Search {len(self.current()):,} photos", text, ALLOWED), status)
@@ -63,7 +63,8 @@ class Live:
             if request.method == "POST":
                 return await self.upload(request)
             if words := request.query_params.get("words"):
-                return await run_in_threadpool(self.answer, words, "", "encode_text", words)
+                told = await run_in_threadpool(page.heading, self.encoder, words)
+                return await run_in_threadpool(self.answer, told, "", "encode_text", words)
             if chosen := request.query_params.get("photo"):
                 item = int(chosen) if chosen.isdecimal() else -1
                 path = self.current().photo(item)

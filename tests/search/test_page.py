@@ -27,8 +27,10 @@ EVIL = '<img src=x onerror=alert(1)>" $title .png'
 class Words(Colours):
     """Knows the words for colours."""
 
-    class model:
-        text_tower = "there"
+    knows_words = True
+
+    def reading(self, sentence):
+        return "crimson" if sentence == "red" else ""
 
     def encode_text(self, sentences):
         from PIL import ImageColor
@@ -54,6 +56,7 @@ def client(index, tmp_path):
 
 def test_the_page_is_one_file_with_escaped_names_and_nothing_from_outside(index, photos):
     text = page.page(index, [str(photos / "a" / "00.png"), "red"], k=5)
+    assert "<h2>red (read as ImageNet&#x27;s crimson)</h2>" in text
     assert "<h2>00.png</h2>" in text and str(photos) not in text  # nothing of the machine's folders
     assert EVIL not in text and "<script" not in text and "script-src 'none'" in text
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
