@@ -106,6 +106,8 @@ def main() -> None:
             time.sleep(2)
             store(browser, "live", 1000, 900)
             store(browser, "phone", 390, 800)
+            browser.get(f"http://127.0.0.1:{PORT}/?words=a+bunch+of+bananas")
+            store(browser, "words", 1000, 900)
         finally:
             server.terminate()
             browser.quit()

@@ -68,7 +68,8 @@ def index(given: argparse.Namespace) -> None:
     if done.set_aside:
         print(f"another model describes all photos anew; the index of the one before: {done.set_aside}")
     print(f"{len(made)} photos in {given.index}: {done.new} new, {done.changed} changed, {done.gone} gone")
-    print(f"model {made.about['model']}; index {made.kind}, since {made.about['why']}")
+    untrained = " (knows ImageNet, not trained on your photos)" if made.about["model"] == "default" else ""
+    print(f"model {made.about['model']}{untrained}; index {made.kind}, since {made.about['why']}")
 
 
 def search(given: argparse.Namespace) -> None:
