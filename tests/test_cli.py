@@ -82,7 +82,7 @@ def test_two_commands_from_photos_to_the_page(photos, index, tmp_path, capsys):
     assert (
         "24 photos" in again[1]
         and "0 new, 0 changed, 0 gone" in again[1]
-        and again[2].startswith("model default; index flat")
+        and again[2].startswith("model default (knows ImageNet, not trained on your photos); index flat")
     )
     assert lines(capsys, "page", index, tmp_path / "page.html") == [str(tmp_path / "page.html")]
     assert (tmp_path / "page.html").read_text(encoding="utf-8").count("<section>") == 24
