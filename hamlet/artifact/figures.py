@@ -416,7 +416,7 @@ def ablation(data: pd.DataFrame, title: str) -> Figure:
             continue
         axis.plot([row.low_classes, row.high_classes], [place] * 2, color="#0072B2", lw=1)
         axis.plot([row.low, row.high], [place] * 2, color="#0072B2", lw=3.5)
-        sure = row.p_holm < 0.05
+        sure = row.p_holm < 0.05 and not row.low <= 0 <= row.high
         axis.plot(row.difference, place, "o", mfc="#0072B2" if sure else "white", mec="black", ms=7)
         axis.annotate(f"{row.difference:+.4f}", (1.01, place), xycoords=EDGE, va="center")
     axis.set_yticks(range(len(rows)), [f"minus {name}" for name in rows["second"]])
@@ -424,7 +424,15 @@ def ablation(data: pd.DataFrame, title: str) -> Figure:
     handles = [
         Line2D([], [], color="#0072B2", lw=3.5, label="95% over queries (and seeds)"),
         Line2D([], [], color="#0072B2", lw=1, label="95% over classes (and seeds)"),
-        Line2D([], [], color="none", marker="o", mfc="#0072B2", mec="black", label="Holm p < 0.05 (else open)"),
+        Line2D(
+            [],
+            [],
+            color="none",
+            marker="o",
+            mfc="#0072B2",
+            mec="black",
+            label="Holm p < 0.05 and the interval clear of 0 (else open)",
+        ),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(title)
