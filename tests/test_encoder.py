@@ -148,12 +148,13 @@ HERE = any((root / "GroceryStoreDataset" / "dataset" / "val").is_dir() for root 
 
 @pytest.mark.skipif(not HERE, reason="needs the Grocery Store Dataset beside the project or in HAMLET_DATA")
 def test_words_find_photos_without_any_training(default):
-    """Of groceries that ImageNet has classes of, a right photo is among the first ten for nearly all; a random order
-    would have one for every sixth."""
+    """All groceries that ImageNet has a class of: a right photo is among the first ten for all but one or two of eleven
+    (not for the lemon); a random order would have one for every sixth."""
     data = load_dataset("grocery", size=default.image_size)
-    names = ["Banana", "Pineapple", "Pomegranate", "Orange", "Mushroom", "Cucumber", "Cabbage", "Zucchini"]
+    names = ["Apple", "Banana", "Lemon", "Orange", "Pineapple", "Pomegranate"]
+    names += ["Cabbage", "Cucumber", "Mushroom", "Pepper", "Zucchini"]
     labels = np.array([data.coarse_names.index(name) for name in names])
     rows = default.encode([np.asarray(image) for image in data.validation.images], progress=False)
     first = np.argsort(-default.encode_text([f"a {name.lower()}" for name in names]) @ rows.T, axis=1)[:, :10]
     right = (data.validation.coarse_labels[first] == labels[:, None]).any(1)
-    assert right.sum() >= 7, dict(zip(names, right, strict=True))
+    assert right.sum() >= 9, dict(zip(names, right, strict=True))
