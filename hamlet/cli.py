@@ -5,6 +5,7 @@ Each command is a function whose docstring is its help; expected mistakes end in
 
 import argparse
 import json
+import os
 import shlex
 import sys
 import tempfile
@@ -82,7 +83,7 @@ def search(given: argparse.Namespace) -> None:
     made = Index.load(given.index)
     encoder = made.encoder()
     found = page.ask(made, encoder, given.query, given.k)[["rank", "score", "path"]]
-    if not Path(given.query).exists() and (read := encoder.reading(given.query)):
+    if not os.path.exists(given.query) and (read := encoder.reading(given.query)):
         print(f"read as ImageNet's {read}; `hamlet train` teaches the words of your own folders", file=sys.stderr)
     found["path"] = [photos.shown(path) for path in found["path"]]
     found["score"] = found["score"].astype(float).round(6)

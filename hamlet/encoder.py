@@ -28,10 +28,8 @@ from hamlet.models.weights import PACKAGED, hub_file, packaged_state
 from hamlet.paths import models_dir
 
 DEFAULT_SIZE = 160  # px, as the profile pretrained evaluates
-NEAREST, TEMPERATURE = (
-    10,
-    0.05,
-)  # classes that stand for words; on Grocery's validation list anything from 1 to 1000 does
+# classes that stand for words; on Grocery's validation list anything from 1 to 1000 does
+NEAREST, TEMPERATURE = 10, 0.05
 Picture = str | Path | bytes | PIL.Image.Image | np.ndarray
 
 

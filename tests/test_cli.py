@@ -146,6 +146,8 @@ def test_words_without_any_training_are_read_as_imagenet_classes(index, capsys):
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 3
     assert said.err.startswith("read as ImageNet's ") and "Granny Smith" in said.err and "hamlet train" in said.err
+    cli.main(["search", str(index), "apples and pears " * 40, "-k", "3"])  # longer than the name of any file
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_mistakes_end_in_one_line(photos, index, tmp_path, capsys):

@@ -31,7 +31,7 @@ def ask(index: Index, encoder: photos.Encoder, query, k: int = 12) -> pd.DataFra
     return index.query(encoder.encode([query], progress=False), k)
 
 
-def heading(encoder: photos.Encoder, sentence: str) -> str:
+def as_read(encoder: photos.Encoder, sentence: str) -> str:
     """The sentence as asked, and how a model that was not trained with text reads it."""
     read = encoder.reading(sentence)
     return f"{sentence} (read as ImageNet's {read})" if read else sentence
@@ -79,7 +79,7 @@ def page(index: Index, queries: Sequence = (), encoder: photos.Encoder | None = 
     for query in queries:
         file = query if os.path.exists(query) else ""
         # no path of this machine in the page
-        name = photos.shown(os.path.basename(query)) if file else heading(encoder, photos.shown(query))
+        name = photos.shown(os.path.basename(query)) if file else as_read(encoder, photos.shown(query))
         asked.append((name, file, ask(index, encoder, query, k)))
     if not queries:
         ids = list(index.paths)

@@ -63,7 +63,7 @@ class Live:
             if request.method == "POST":
                 return await self.upload(request)
             if words := request.query_params.get("words"):
-                told = await run_in_threadpool(page.heading, self.encoder, words)
+                told = await run_in_threadpool(page.as_read, self.encoder, words)
                 return await run_in_threadpool(self.answer, told, "", "encode_text", words)
             if chosen := request.query_params.get("photo"):
                 item = int(chosen) if chosen.isdecimal() else -1
