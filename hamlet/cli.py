@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 import tempfile
+import warnings
 import webbrowser
 from pathlib import Path
 
@@ -148,6 +149,7 @@ def train(given: argparse.Namespace) -> None:
     """
     from hamlet.finetune import fine_tune
 
+    warnings.formatwarning = lambda message, *_: f"{message}\n"  # what was left out, without the line of code
     file = own(given.output or models_dir() / f"{given.name}.safetensors", ".safetensors")
     last = fine_tune(given.photos, given.name, given.model, given.epochs, file)
     print(f"{file} (mAP {last['validation_mAP']:.3f} on validation photos)")

@@ -148,8 +148,8 @@ HERE = any((root / "GroceryStoreDataset" / "dataset" / "val").is_dir() for root 
 
 @pytest.mark.skipif(not HERE, reason="needs the Grocery Store Dataset beside the project or in HAMLET_DATA")
 def test_words_find_photos_without_any_training(default):
-    """The figures that docs/photos.md gives over all kinds; and of the eleven groceries that ImageNet has a class of, all
-    but one or two (the lemon) have a right photo among the first ten, where a random order has one for every sixth."""
+    """The figures that docs/photos.md gives over all kinds; and of the eleven groceries that ImageNet has a class of,
+    all but one or two (the lemon) have a right photo among the first ten; a random order has one for every sixth."""
     data = load_dataset("grocery", size=default.image_size)
     rows = default.encode([np.asarray(image) for image in data.validation.images], progress=False)
     words = default.encode_text([f"a {name.lower().replace('-', ' ')}" for name in data.coarse_names])
