@@ -83,10 +83,7 @@ def one_hot(query, gallery, names: tuple[str, str], of, several: bool = True) ->
     known = {label: column for column, label in enumerate(dict.fromkeys(x for side in sides for x in side[1]))}
     hot = []
     for _, flat, ends in sides:
-        columns, size = (
-            np.array([known[label] for label in flat], np.int64),
-            (len(ends) - 1, max(1, len(known))),
-        )
+        columns, size = np.array([known[label] for label in flat], np.int64), (len(ends) - 1, max(1, len(known)))
         hot.append(Csr((np.ones(len(flat), bool), columns, ends), size))
     return hot if len(hot) == 2 else hot * 2
 

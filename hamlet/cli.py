@@ -32,20 +32,12 @@ FLAG = {"action": "store_true"}
 ARGUMENTS = {
     "query": {"type": str, "help": "a photo's path, or a sentence"},
     "--model": {"help": "name, file or hub repository; default: the index's own, else the packaged ImageNet one"},
-    "--batch-size": {
-        "type": int,
-        "default": 32,
-        "help": "photos that the model takes at a time; %(default)s",
-    },
+    "--batch-size": {"type": int, "default": 32, "help": "photos that the model takes at a time; %(default)s"},
     "-k": {"type": int, "default": 12, "help": "how many photos; %(default)s"},
     "--json": FLAG,
     "--csv": FLAG,
     "--open": FLAG | {"help": "show the page of answers in a browser"},
-    "--queries": {
-        "nargs": "+",
-        "default": [],
-        "help": "photos and sentences; by default 24 photos of the index",
-    },
+    "--queries": {"nargs": "+", "default": [], "help": "photos and sentences; by default 24 photos of the index"},
     "--host": {"default": "127.0.0.1", "help": "%(default)s: this machine alone"},
     "--port": {"type": int, "default": 8000, "help": "%(default)s"},
     "--threshold": {"type": float, "default": DUPLICATE, "help": "least similarity; %(default)s"},

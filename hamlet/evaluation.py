@@ -223,10 +223,7 @@ def cross_modal_metrics(
             miss = [np.prod([(items - p - i) / (items - i) for i in range(min(k, items))]) for p in positives[kept]]
             mean[f"chance_R@{k}"] = float(1 - np.mean(miss))
         mean |= {"median_rank": float(np.median(rank[kept])), "mAP": float(result.mean["mAP"])}
-        found[name] = mean | {
-            "chance_mAP": float(np.mean(positives[kept]) / items),
-            "queries": int(kept.sum()),
-        }
+        found[name] = mean | {"chance_mAP": float(np.mean(positives[kept]) / items), "queries": int(kept.sum())}
     return found
 
 

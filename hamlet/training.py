@@ -361,12 +361,7 @@ class Trainer:
 
     def _parts(self) -> dict:
         objective = self.accelerator.unwrap_model(self.objective)
-        return {
-            "model": self.raw,
-            "objective": objective,
-            "optimizer": self.optimizer,
-            "schedule": self.schedule,
-        }
+        return {"model": self.raw, "objective": objective, "optimizer": self.optimizer, "schedule": self.schedule}
 
     def _identity(self) -> str:
         return json.dumps([self.settings, self.seed, self.data.content_hash, self.steps], sort_keys=True)

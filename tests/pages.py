@@ -70,11 +70,7 @@ def run_all(command: str, folder: Path, environment: dict | None = None) -> subp
     words = shlex.split(command)[1:]
     extra = [] if {"--help", "--dry-run"} & set(words) else ["--dry-run"]
     return subprocess.run(
-        [str(ROOT / "run_all.sh"), *words, *extra],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=environment,
+        [str(ROOT / "run_all.sh"), *words, *extra], capture_output=True, text=True, cwd=folder, env=environment
     )
 
 

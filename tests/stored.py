@@ -69,17 +69,7 @@ def store_run(root: Path, run: str, seed: int, level: float, data: RetrievalData
             names = [data.class_names[split.labels[i]] for i in (query, hit)]
             rows.append([split.paths[query], split.labels[query], names[0], rank, split.paths[hit]])
             rows[-1] += [split.labels[hit], names[1], names[0] == names[1], 1 - rank / 10]
-    columns = [
-        "query_path",
-        "query_label",
-        "query_class",
-        "rank",
-        "path",
-        "label",
-        "class",
-        "correct",
-        "score",
-    ]
+    columns = ["query_path", "query_label", "query_class", "rank", "path", "label", "class", "correct", "score"]
     pd.DataFrame(rows, columns=columns).to_parquet(folder / "neighbours.parquet")
     (folder / pictures.THUMBNAILS).write_bytes(pictures.pack(split.images, split.paths))
     files = ["per_query.parquet", "curves.csv", "neighbours.parquet"]
@@ -105,11 +95,7 @@ def store_efficiency(root: Path, runs: list[str]) -> Path:
     for index, run in enumerate(runs):
         latency = 24.0 if run.startswith("hamlet_resnet18") else 20.0 - index
         row = {"latency_ms": latency, "latency_ms_q25": latency - 1, "latency_ms_q75": latency + 2}
-        row |= {
-            "memory_mb": 90.0 + index,
-            "parameters": 25_000_000 - 10**6 * index,
-            "macs": 2.0e9 + 1e8 * index,
-        }
+        row |= {"memory_mb": 90.0 + index, "parameters": 25_000_000 - 10**6 * index, "macs": 2.0e9 + 1e8 * index}
         rows[run] = row | {"descriptor_bytes": 384 if "sparse" in run else 2048}
     given = {"profile": "quick", "dataset": "flat", "device": "cpu", "image_size": 224, "images": 3}
     content = {"schema": 1, "models": rows, "parameters": given | {"memory": "as a test.", "runs": {}}}

@@ -69,10 +69,7 @@ def test_each_command_has_help_with_an_example(command, capsys):
 
 def test_python_m_hamlet_is_the_same():
     run = subprocess.run(
-        [sys.executable, "-m", "hamlet", "search", "nowhere", "x"],
-        cwd=paths.ROOT,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-m", "hamlet", "search", "nowhere", "x"], cwd=paths.ROOT, capture_output=True, text=True
     )
     assert run.returncode == 1 and run.stderr.startswith("error: no index at nowhere") and run.stderr.count("\n") == 1
 

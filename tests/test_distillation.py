@@ -62,12 +62,7 @@ def test_a_clip_text_tower_in_a_folder_is_a_teacher(tmp_path):
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")).save_pretrained(tmp_path)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = small | {
-        "vocab_size": len(words),
-        "eos_token_id": 1,
-        "bos_token_id": 0,
-        "max_position_embeddings": 77,
-    }
+    text = small | {"vocab_size": len(words), "eos_token_id": 1, "bos_token_id": 0, "max_position_embeddings": 77}
     vision = small | {"image_size": 8, "patch_size": 4}
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
     CLIPModel(config).save_pretrained(tmp_path)
@@ -96,11 +91,7 @@ def test_damaged_vectors_in_the_cache_are_made_again(tmp_path, monkeypatch, chan
     good = distillation.encode_text(PAIRS)
     (file,) = (tmp_path / "captions").glob("*.npy")
     whole = file.read_bytes()
-    damaged = {
-        "flip": whole[:-9] + bytes([whole[-9] ^ 64]) + whole[-8:],
-        "truncate": whole[:-100],
-        "empty": b"",
-    }
+    damaged = {"flip": whole[:-9] + bytes([whole[-9] ^ 64]) + whole[-8:], "truncate": whole[:-100], "empty": b""}
     file.write_bytes(damaged[change])
     np.testing.assert_array_equal(distillation.encode_text(PAIRS), good)
     assert file.read_bytes() == whole

@@ -24,12 +24,7 @@ def test_models_take_turns_on_every_image_in_rotated_order():
     spent = efficiency.latencies(networks, images, warmup=2)
     assert log[:6] == [(name, i, 1) for name in "abc" for i in (0, 1)]
     turns = [log[6 + 3 * i : 9 + 3 * i] for i in range(4)]
-    assert [[name for name, *_ in turn] for turn in turns] == [
-        list("abc"),
-        list("bca"),
-        list("cab"),
-        list("abc"),
-    ]
+    assert [[name for name, *_ in turn] for turn in turns] == [list("abc"), list("bca"), list("cab"), list("abc")]
     assert all({image for _, image, _ in turn} == {i} for i, turn in enumerate(turns))
     assert all(values.shape == (4,) and (values > 0).all() for values in spent.values())
 

@@ -48,12 +48,7 @@ def test_the_default_needs_no_download_and_says_that_it_is_untrained(default, ph
 def test_paths_pictures_arrays_and_bytes_are_one_and_the_same(default, photos):
     opened = [Image.open(p) for p in photos]
     expected = default.encode(photos, progress=False)
-    forms = (
-        [str(p) for p in photos],
-        opened,
-        [np.asarray(i) for i in opened],
-        [p.read_bytes() for p in photos],
-    )
+    forms = ([str(p) for p in photos], opened, [np.asarray(i) for i in opened], [p.read_bytes() for p in photos])
     for form in forms:
         np.testing.assert_array_equal(default.encode(form, progress=False), expected)
     for one in (photos[1], str(photos[1]), opened[1], np.asarray(opened[1])):

@@ -93,10 +93,7 @@ def across(toy_data):
     """Queries against another split, its classes counted otherwise, so that no side stands in for the other."""
     labels = np.random.default_rng(0).permutation(toy_data.query.labels)
     query = replace(toy_data.query, labels=labels, coarse_labels=labels // 2)
-    protocols = {
-        "default": Protocol("query", "train", "gallery"),
-        **{"validation": toy_data.protocols["validation"]},
-    }
+    protocols = {"default": Protocol("query", "train", "gallery"), **{"validation": toy_data.protocols["validation"]}}
     protocols["alone"] = Protocol("query", None, "leave-one-out")
     return replace(toy_data, splits=toy_data.splits | {"query": query}, protocols=protocols)
 
@@ -132,12 +129,7 @@ def test_extra_metrics_are_of_fine_and_coarse_labels_and_of_cut_descriptors(mode
     extra = evaluation.extra_metrics(model, across, found, 64)
     q, g, query, train = found.embeddings["query"], found.embeddings["train"], across.query, across.train
     graded = hierarchical_metrics(
-        q,
-        query.labels,
-        query.coarse_labels,
-        gallery=g,
-        gallery_fine=train.labels,
-        gallery_coarse=train.coarse_labels,
+        q, query.labels, query.coarse_labels, gallery=g, gallery_fine=train.labels, gallery_coarse=train.coarse_labels
     )
     assert extra["hierarchical"]["HAP"] == pytest.approx(graded.mean["HAP"])
     small = evaluation.equal_bytes({"q": q, "g": g}, g, 8)

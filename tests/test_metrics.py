@@ -174,11 +174,7 @@ def test_nothing_depends_on_blocks_threads_order_or_device(kind, classes, monkey
     graded = hierarchical_metrics(x, labels, coarse, threads=1)
     order = np.random.default_rng(0).permutation(len(x))
     rows = arguments.rows
-    for tile, block, threads, device in (
-        (500, 1, 1, "cpu"),
-        (4000, 700 * 33, 3, "cpu"),
-        (2**20, 700 * 99, 2, "card"),
-    ):
+    for tile, block, threads, device in ((500, 1, 1, "cpu"), (4000, 700 * 33, 3, "cpu"), (2**20, 700 * 99, 2, "card")):
         monkeypatch.setattr(metrics, "TILE", tile)
         monkeypatch.setattr(metrics, "BLOCK", block)
         if device == "card":  # the code for one, on the CPU
@@ -449,20 +445,9 @@ def test_labels_in_any_container_are_the_same_labels():
     x, labels = unit_vectors(60, 6), np.arange(60) % 4
     words = [f"class {c}" for c in labels]
     expected = retrieval_metrics(x, labels).per_query["AP"]
-    forms = [
-        labels.tolist(),
-        tuple(labels),
-        torch.tensor(labels),
-        labels.astype(np.float32),
-        pd.Series(labels),
-    ]
+    forms = [labels.tolist(), tuple(labels), torch.tensor(labels), labels.astype(np.float32), pd.Series(labels)]
     forms += [list(torch.tensor(labels)), words, np.array(words), np.array(words, object), pd.Series(words)]
-    forms += [
-        [[c] for c in labels],
-        [{c} for c in labels],
-        pd.Series([[w] for w in words]),
-        np.eye(4)[labels],
-    ]
+    forms += [[[c] for c in labels], [{c} for c in labels], pd.Series([[w] for w in words]), np.eye(4)[labels]]
     for form in forms:
         np.testing.assert_array_equal(retrieval_metrics(x, form).per_query["AP"], expected)
     apart = retrieval_metrics(x, words, x[:40], pd.Series(words[:40])).per_query["AP"]

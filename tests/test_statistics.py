@@ -67,9 +67,7 @@ def coverage(draw, interval, truth, trials=300):
 
 def test_coverage_over_queries():
     got = coverage(
-        lambda g: (g.beta(2, 3, 120), g.beta(2, 3, 120)),
-        lambda d: st.paired_bootstrap(*d, resamples=400),
-        truth=0.0,
+        lambda g: (g.beta(2, 3, 120), g.beta(2, 3, 120)), lambda d: st.paired_bootstrap(*d, resamples=400), truth=0.0
     )
     assert 0.91 <= got <= 0.98
 
@@ -207,10 +205,7 @@ def test_probability_of_improvement_by_hand_and_as_mann_whitney():
         (lambda: st.t_interval([[1, 2], [3]]), "values: expected a vector of numbers"),
         (lambda: st.t_interval(None), "values"),
         (lambda: st.t_interval([1, 2], "95"), "level: .* got '95'"),
-        (
-            lambda: st.paired_bootstrap([1, 2, np.nan], [1, 2, np.nan]),
-            r"first: 1 of 3 values are NaN.*drop them",
-        ),
+        (lambda: st.paired_bootstrap([1, 2, np.nan], [1, 2, np.nan]), r"first: 1 of 3 values are NaN.*drop them"),
         (lambda: st.randomisation_test([1, 2], [1, np.nan]), "second: 1 of 2 values are NaN"),
         (lambda: st.nested_bootstrap([[1, 2], [np.nan, 3]]), "first: 1 of 2 values are NaN"),
         (lambda: st.bootstrap_means([]), "values: expected"),
@@ -227,10 +222,7 @@ def test_probability_of_improvement_by_hand_and_as_mann_whitney():
         (lambda: st.holm([2, -1]), r"from 0 to 1 .* got \[2.0, -1.0\]"),
         (lambda: st.holm([0.1, np.inf]), "value 1 is infinite"),
         (lambda: st.randomisation_test([1, 2], [2, 3], permutations=0), "permutations: .* got 0"),
-        (
-            lambda: st.randomisation_test([1, 2], [2, 3], permutations=1e3),
-            "permutations: .* got 1000",
-        ),
+        (lambda: st.randomisation_test([1, 2], [2, 3], permutations=1e3), "permutations: .* got 1000"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -80,9 +80,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bits(
         go("killed")
     numbers = []
     monkeypatch.setattr(
-        training.Trainer,
-        "_epoch",
-        lambda self, number, bar: numbers.append(number) or epoch(self, number, bar),
+        training.Trainer, "_epoch", lambda self, number, bar: numbers.append(number) or epoch(self, number, bar)
     )
     resumed, trained = go("killed")
     assert numbers == [2]  # only what was missing
@@ -182,9 +180,7 @@ def test_the_curve_is_of_the_validation_protocol(toy_data, settings, tmp_path, m
     settings, sizes = settings | {"image_size": 96, "epochs": 1}, []
     embed = evaluation.embed
     monkeypatch.setattr(
-        evaluation,
-        "embed",
-        lambda model, images, size, **k: sizes.append(size) or embed(model, images, size, **k),
+        evaluation, "embed", lambda model, images, size, **k: sizes.append(size) or embed(model, images, size, **k)
     )
     model, trained = fit(data, settings, tmp_path)
     found = evaluation.evaluate(model, data, 96).metrics
@@ -420,9 +416,7 @@ def test_the_seed_reaches_order_and_augmentation_of_the_same_first_weights(toy_d
         trainer = training.Trainer(build(), toy_data, settings, seed, tmp_path / str(seed))
         forward, seen = trainer.objective.forward, []
         monkeypatch.setattr(
-            trainer.objective,
-            "forward",
-            lambda m, r, b, f=forward, s=seen: s.append(b[2].tolist()) or f(m, r, b),
+            trainer.objective, "forward", lambda m, r, b, f=forward, s=seen: s.append(b[2].tolist()) or f(m, r, b)
         )
         trainer.fit()
         batches.append(seen)

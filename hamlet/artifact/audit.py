@@ -40,12 +40,7 @@ def multiples(table: str, base: str = BASE) -> pd.DataFrame:
         for metric in numbers:
             cell, origin = int(numbers.at[model, metric]), int(numbers.at[base, metric])
             k, hit = map(int, nearest_multiple(np.int64(cell), np.int64(origin)))
-            row = {
-                "table": table,
-                "model": model,
-                "metric": metric,
-                "printed": reported(table).at[model, metric],
-            }
+            row = {"table": table, "model": model, "metric": metric, "printed": reported(table).at[model, metric]}
             row |= {"ratio": cell / origin, "multiple": k / 100, "product": k * origin / 100 / scale[metric]}
             rows.append(row | {"hit": bool(hit), "offset": (100 * cell - k * origin) / origin})
     return pd.DataFrame(rows)
@@ -81,12 +76,7 @@ def chance(simulations: int = 200_000, seed: int = 0) -> pd.DataFrame:
         hits = nearest_multiple(drawn, base)[1].sum(axis=(1, 2))
         found = int(nearest_multiple(cells.astype(np.int64), base)[1].sum())
         reach = int((hits >= found).sum())
-        row = {
-            "table": table,
-            "cells": cells.size,
-            "hits reported": found,
-            "mean hits by chance": hits.mean(),
-        }
+        row = {"table": table, "cells": cells.size, "hits reported": found, "mean hits by chance": hits.mean()}
         row |= {"most hits": int(hits.max()), "simulations": simulations, "tables that reach it": reach}
         upper = stats.binomtest(reach, simulations).proportion_ci(method="exact").high
         rows.append(row | {"probability at most": upper})

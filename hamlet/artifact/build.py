@@ -179,10 +179,7 @@ class Build:
         print(f"  then                {', '.join(reports(self.profile, self.dataset))} -> tables/ and figures/")
         disk = estimate["disk_mb"] * (0.2 + 0.8 * len(self.to_make) / len(self.runs)) / 1000
         free = shutil.disk_usage(next(p for p in (self.base, *self.base.parents) if p.exists())).free / 1e9
-        total, source = (
-            minutes(work / jobs + estimate["report_seconds"]),
-            "recorded" if walls else "estimated",
-        )
+        total, source = minutes(work / jobs + estimate["report_seconds"]), "recorded" if walls else "estimated"
         print(f"  about {total} ({source} times), {disk:.1f} GB of disk ({free:.0f} GB free)", flush=True)
         if self.loaded["parameters"]["device"] in ("auto", "cuda") and not self.kept and not profiles.cards():
             print("  no NVIDIA GPU here: that time is meant for one; a CPU takes many times as long", flush=True)

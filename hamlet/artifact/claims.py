@@ -307,18 +307,7 @@ def language(profile: str, dataset: str, resamples: int = 10_000) -> pd.DataFram
             row |= {"true": graded[0], "shuffled": graded[1], "difference": graded[0] - graded[1]}
             row |= {"seeds": f"{len(kept)}/{len(kept)}", "reason": "not kept for single queries"}
         rows.append(row)
-    order = [
-        "metric",
-        "true",
-        "shuffled",
-        "difference",
-        "low",
-        "high",
-        "low_classes",
-        "high_classes",
-        "p",
-        "seeds",
-    ]
+    order = ["metric", "true", "shuffled", "difference", "low", "high", "low_classes", "high_classes", "p", "seeds"]
     return rounded(pd.DataFrame(rows).reindex(columns=[*order, "reason"]))
 
 
@@ -328,10 +317,7 @@ def printed_language(table: pd.DataFrame) -> pd.DataFrame:
     columns |= {"Shuffled": fixed(table["shuffled"], 4), "Difference": fixed(table["difference"], 4, "+")}
     fine = pd.Series(True, table.index)
     columns |= {"95%, queries": _spans(table, "", fine), "95%, classes": _spans(table, "_classes", fine)}
-    columns |= {
-        "p": fixed(table["p"], 4),
-        "Seeds": table["seeds"].astype(object).where(table["seeds"].notna(), ""),
-    }
+    columns |= {"p": fixed(table["p"], 4), "Seeds": table["seeds"].astype(object).where(table["seeds"].notna(), "")}
     return pd.DataFrame(columns | {"Why empty": table["reason"]})
 
 
@@ -351,10 +337,7 @@ def improvement(profile: str) -> pd.DataFrame:
         row |= {"P(improvement)": "", "95%, seeds": "", "Data sets (seeds)": ""}
         if several:
             found = st.probability_of_improvement(*zip(*several.values(), strict=True))
-            row |= {
-                "P(improvement)": f"{found.estimate:.2f}",
-                "95%, seeds": f"[{found.low:.2f}, {found.high:.2f}]",
-            }
+            row |= {"P(improvement)": f"{found.estimate:.2f}", "95%, seeds": f"[{found.low:.2f}, {found.high:.2f}]"}
             counts = [f"{d} ({len(a)}/{len(b)})" for d, (a, b) in several.items()]
             row["Data sets (seeds)"] = ", ".join(counts + refused)
         rows.append(row | {"Why empty": "" if several else "needs two seeds of both on a data set"})
@@ -381,20 +364,12 @@ def printed_claims(table: pd.DataFrame) -> pd.DataFrame:
         table[key].str.replace(" > ", " above ").str.replace(" < ", " below ")
         for key in ("decided_by", "decided_by_classes")
     )
-    columns = {
-        "Claim": table["id"],
-        "Verdict": table["verdict"],
-        "Verdict, other classes": table["verdict_classes"],
-    }
+    columns = {"Claim": table["id"], "Verdict": table["verdict"], "Verdict, other classes": table["verdict_classes"]}
     columns |= {"Statement": table["english"], "Reported": table["reported"] + table["unit"]}
     columns |= {"Measured": value, f"{over}queries": _spans(table, "", fine)}
     # the interval over classes names its part where that is another one
     columns[f"{over}classes"] = _spans(table, "_classes", fine) + (" of " + other).where(other != decided, "")
-    columns |= {
-        "p (Holm)": fixed(table["p_holm"], 4),
-        "Decided by": decided,
-        "Arithmetic": table["arithmetic"],
-    }
+    columns |= {"p (Holm)": fixed(table["p_holm"], 4), "Decided by": decided, "Arithmetic": table["arithmetic"]}
     return pd.DataFrame(columns | {"Why not": table["reason"]})
 
 
@@ -402,17 +377,9 @@ def printed_comparisons(table: pd.DataFrame) -> pd.DataFrame:
     """`comparisons` as strings."""
     over = "95%, seeds x " if table["seeds"].dropna().ne("1/1").any() else "95%, "
     fine = pd.Series(True, table.index)
-    columns = {
-        "First": table["first"],
-        "Second": table["second"],
-        "Difference in mAP": fixed(table["difference"], 4),
-    }
+    columns = {"First": table["first"], "Second": table["second"], "Difference in mAP": fixed(table["difference"], 4)}
     columns |= {f"{over}queries": _spans(table, "", fine), f"{over}classes": _spans(table, "_classes", fine)}
-    columns |= {
-        "p": fixed(table["p"], 4),
-        "p (Holm)": fixed(table["p_holm"], 4),
-        "d_z": fixed(table["d_z"], 2),
-    }
+    columns |= {"p": fixed(table["p"], 4), "p (Holm)": fixed(table["p_holm"], 4), "d_z": fixed(table["d_z"], 2)}
     columns |= {"Rank-biserial": fixed(table["rank_biserial"], 2)}
     columns |= {"P(improvement)": fixed(table["improvement"], 2)}
     columns |= {"Seeds": table["seeds"].astype(object).where(table["seeds"].notna(), "")}

@@ -27,12 +27,7 @@ from hamlet.artifact.paper import REPORTED_BACKBONES, backbone_of, expected_rows
 from hamlet.artifact.results import ACCURACY
 from hamlet.artifact.tables import COSTS, EFFICIENCY, rounded, write_bytes
 
-COLOURS = {
-    "ResNet18": "#0072B2",
-    "MobileNetV3": "#E69F00",
-    "EfficientNetLite0": "#009E73",
-    "other": "#999999",
-}
+COLOURS = {"ResNet18": "#0072B2", "MobileNetV3": "#E69F00", "EfficientNetLite0": "#009E73", "other": "#999999"}
 EDGE = ("axes fraction", "data")  # values stand in a column at the right edge, clear of every marker
 LIMIT, RESOLUTIONS = 2_000_000, (150, 110, 80, 60)  # bytes; pixels per inch, best first
 AREA = 9  # square points of a marker per million parameters
@@ -109,10 +104,7 @@ def _bars(axis: plt.Axes, rows: pd.DataFrame, value: str, low: str, high: str, r
         axis.barh(place, row[value], 0.72, color=COLOURS[row["backbone"]], edgecolor="black", lw=0.6, hatch=hatch)
         if not pd.isna(row[low]):
             # a light edge, seen on hatching in grey too
-            for colour, width in (
-                ("white", 3.3),
-                ("black", 1.3),
-            ):
+            for colour, width in (("white", 3.3), ("black", 1.3)):
                 whisker = {"color": colour, "lw": width, "marker": "|", "ms": 5, "mew": width}
                 axis.plot([row[low], row[high]], [place, place], **whisker)
         if row.get("seeds", 0) > 1:
@@ -163,11 +155,7 @@ def efficiency_bars(summary: pd.DataFrame, title: str) -> Figure:
     times = summary.dropna(subset="latency_ms").sort_values("latency_ms")
     told = [f"{row.model} ({row.latency_ms:.1f} ms)" for row in times.iloc[[0, -1]].itertuples()] if len(times) else []
     figure, axes = new_figure(
-        1,
-        4,
-        (13, 5.4),
-        f"{title}. Bars for {len(times)} rows, fastest and slowest: {', '.join(told)}.",
-        sharey=True,
+        1, 4, (13, 5.4), f"{title}. Bars for {len(times)} rows, fastest and slowest: {', '.join(told)}.", sharey=True
     )
     for axis, (name, key) in zip(axes[0], COSTS.items(), strict=False):
         low, high = (column if column in rows else "none" for column in (f"{key}_q25", f"{key}_q75"))
@@ -190,15 +178,7 @@ def tradeoff_data(accuracy: pd.DataFrame, efficiency: pd.DataFrame) -> pd.DataFr
     joined["mAP_high"] = joined["mean"] + joined["query_half_width"]
     names = ["latency_ms", "mAP", "parameters_m", "latency_low", "latency_high", "mAP_low", "mAP_high"]
     columns = {
-        "measured": [
-            "latency_ms",
-            "mean",
-            "parameters_m",
-            "latency_ms_q25",
-            "latency_ms_q75",
-            "mAP_low",
-            "mAP_high",
-        ],
+        "measured": ["latency_ms", "mean", "parameters_m", "latency_ms_q25", "latency_ms_q75", "mAP_low", "mAP_high"],
         "reported": ["reported_latency_ms", "reported", "reported_parameters_m"],
     }
     columns["reported"] += ["reported_latency_ms"] * 2 + ["reported"] * 2
@@ -310,11 +290,7 @@ def backbones(data: pd.DataFrame, title: str) -> Figure:
     changes = data[(data["source"] == "measured") & (data["quantity"] == "mAP")]
     told = ", ".join(f"{row.method} {row.MobileNetV3 / row.ResNet18 - 1:+.0%}" for row in changes.itertuples())
     figure, axes = new_figure(
-        1,
-        len(quantities),
-        (13, 0.55 * len(rows) + 2),
-        f"{title}. Measured change in mAP: {told}.",
-        sharey=True,
+        1, len(quantities), (13, 0.55 * len(rows) + 2), f"{title}. Measured change in mAP: {told}.", sharey=True
     )
     for axis, quantity in zip(axes[0], quantities, strict=True):
         part = data[data["quantity"] == quantity]
@@ -370,13 +346,7 @@ def learning_curves(data: pd.DataFrame, title: str) -> Figure:
         axis = axes[2 * (index // across) + line, index % across]
         axis.set_visible(True)
         for (other, seed), rows in data.groupby(["model", "seed"], sort=False):
-            own = {
-                "color": COLOURS[backbone_of(model)],
-                "lw": 1.5,
-                "marker": "os^Dv"[seed % 5],
-                "ms": 3,
-                "zorder": 2,
-            }
+            own = {"color": COLOURS[backbone_of(model)], "lw": 1.5, "marker": "os^Dv"[seed % 5], "ms": 3, "zorder": 2}
             look = own if other == model else {"color": "0.85", "lw": 0.8, "zorder": 1}
             axis.plot(rows["epoch"], rows[column], **look)
         if data.loc[data["model"] == model, column].isna().all():
@@ -392,10 +362,7 @@ def learning_curves(data: pd.DataFrame, title: str) -> Figure:
     for seed in sorted(set(data["seed"])):
         handles.append(Line2D([], [], color="black", lw=0, marker="os^Dv"[seed % 5], ms=3, label=f"seed {seed}"))
     figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=min(len(handles), max(3, 3 * across)),
-        frameon=False,
+        handles=handles, loc="outside lower center", ncols=min(len(handles), max(3, 3 * across)), frameon=False
     )
     figure.suptitle(title)
     return figure

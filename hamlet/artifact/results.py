@@ -165,10 +165,7 @@ def load_results(profile: str, dataset: str) -> pd.DataFrame:
 def _row(run: Run, content: dict) -> dict:
     if content.get("run") != vars(run):
         raise ResultError(f"{run.folder} holds the result of {content.get('run')}: move or delete that folder")
-    name, known = (
-        run.run_name,
-        run.profile in profiles.profile_names() and run.variant in profiles.load_variants(),
-    )
+    name, known = run.run_name, run.profile in profiles.profile_names() and run.variant in profiles.load_variants()
     why = differences(run, content) if known else ["no profile or variant of that name is there now"]
     return {
         **{"run": name, "label": label(name), "model": run.model, "variant": run.variant},

@@ -400,11 +400,7 @@ def make(run: Run, data_root: str = "", overrides: dict | None = None, output: s
         if not (work / "result.json").is_file():
             raise HamletError(f"{run}: the notebook ended without a result; see {work / 'executed.ipynb'}")
         # the latter of killed processes
-        for rest in [
-            stamp,
-            *work.glob("checkpoint*"),
-            *work.glob(".*.partial*"),
-        ]:
+        for rest in [stamp, *work.glob("checkpoint*"), *work.glob(".*.partial*")]:
             rest.unlink(missing_ok=True)
         if target.is_dir():
             target.rmdir()  # empty, or _there would have said so

@@ -19,11 +19,7 @@ from hamlet.artifact.results import ACCURACY
 
 DIGITS = 10  # significant, of a summary's floats
 RESAMPLES = 2_000  # of the queries, for a half width of four printed decimals
-EFFICIENCY = {
-    "Inference time (ms)": "latency_ms",
-    "Memory (MB)": "memory_mb",
-    "Parameters (M)": "parameters_m",
-}
+EFFICIENCY = {"Inference time (ms)": "latency_ms", "Memory (MB)": "memory_mb", "Parameters (M)": "parameters_m"}
 COSTS = EFFICIENCY | {"Multiply-adds (G)": "macs_g", "Descriptor (bytes)": "descriptor_bytes"}
 OTHER_DATA = "The report names neither its data set nor its GPU, so a difference is no error of either side."
 SECTION_3_3 = [

@@ -107,13 +107,7 @@ def identity_of(name: str, /, root: Root = None, *, limit: int | None = None, **
 
 
 def load_dataset(
-    name: str,
-    /,
-    root: Root = None,
-    *,
-    size: int = 128,
-    limit: int | None = None,
-    **options: object,
+    name: str, /, root: Root = None, *, size: int = 128, limit: int | None = None, **options: object
 ) -> RetrievalDataset:
     """Load a data set decoded to uint8 (N, size, size, 3), from its cache where there is one.
 

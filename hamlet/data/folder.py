@@ -237,10 +237,7 @@ def load(
     """
     if root is None:
         raise DataError("folder: name the folder of images with root=...")
-    for value, valid in (
-        (split_by, (None, "class", "image")),
-        (missing_captions, ("error", "class", "exclude")),
-    ):
+    for value, valid in ((split_by, (None, "class", "image")), (missing_captions, ("error", "class", "exclude"))):
         if value not in valid:
             raise DataError(f"folder: {value!r} is none of {valid}")
     if name is not None and not re.fullmatch(r"\w[\w.-]*", name):

@@ -42,13 +42,7 @@ UNSEEN_PROTOCOLS = {
     "iconic": Protocol("iconic", "query", "the iconic images of those classes query their natural images"),
     "validation": Protocol("validation", None, "classes held out of the training half, leave-one-out"),
 }
-PLACES = (
-    "",
-    "dataset",
-    "GroceryStoreDataset",
-    "GroceryStoreDataset/dataset",
-    "downloads/GroceryStoreDataset/dataset",
-)
+PLACES = ("", "dataset", "GroceryStoreDataset", "GroceryStoreDataset/dataset", "downloads/GroceryStoreDataset/dataset")
 
 
 def find(root: Root = None) -> Path | None:
@@ -164,14 +158,7 @@ def fetch(root: Root, source: str, check: bool) -> Path:
                     digests = [paths.sha256(unpacked / "dataset" / file) for file in files]
                     verify_content(unpacked / "dataset", files, digests)
                 os.replace(unpacked, target)
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        NotImplementedError,
-        RuntimeError,
-        EOFError,
-    ) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, EOFError) as error:
         raise DataError(f"grocery: what came from {source} is no sound zip archive ({error}); run again") from error
     except OSError as error:  # requests' errors are among them
         raise DataError(f"grocery: not found, and fetching failed ({error}). {by_hand(root)}") from error
@@ -218,10 +205,7 @@ def load_unseen(
     """The images of all three lists cut by class, see :func:`halves`; iconic images of the test half only."""
     listing = load(root, limit, verify=verify, download=download, source=source)
     classes = listing.rows.drop_duplicates("label").sort_values("label")
-    split, iconic = (
-        listing.rows.label.map(halves(classes.coarse_label.tolist())),
-        listing.rows.split == "iconic",
-    )
+    split, iconic = listing.rows.label.map(halves(classes.coarse_label.tolist())), listing.rows.split == "iconic"
     rows = listing.rows.assign(split=split.mask(iconic, "iconic"))[~iconic | (split == "query")]
     rows = in_order(rows, ("train", "validation", "query", "iconic"))
     return replace(listing, name="grocery_unseen", rows=rows, protocols=UNSEEN_PROTOCOLS)

@@ -172,10 +172,7 @@ def _scene(seed: int) -> dict:
 def _homography(scene: dict) -> np.ndarray:
     """Object coordinates to fine pixels (3, 3): mirror and scale, shear, turn, then tilt and shift."""
     (cos, sin), shear, (x, y), (p, q) = turn(scene["angle"]), scene["shear"], scene["centre"], scene["tilt"]
-    across, down = (
-        2 * scene["scale"] * scene["mirror"] * scene["aspect"],
-        2 * scene["scale"] / scene["aspect"],
-    )
+    across, down = 2 * scene["scale"] * scene["mirror"] * scene["aspect"], 2 * scene["scale"] / scene["aspect"]
     return np.array(
         [
             [cos * across + x * p, cos * shear * down - sin * down + x * q, x],
@@ -214,11 +211,7 @@ def _background(setting: str, rng: np.random.Generator) -> np.ndarray:
 def _clutter(canvas: Canvas, rng: np.random.Generator, count: int, low: float, high: float) -> None:
     """Discs, triangles, squares and such of radius low to high that bear details of their own."""
     for _ in range(count):
-        radius, corners, phase = (
-            2 * uniform(rng, low, high),
-            _pick(rng, [3, 4, 5, 6, 24]),
-            uniform(rng, 0, 360),
-        )
+        radius, corners, phase = 2 * uniform(rng, low, high), _pick(rng, [3, 4, 5, 6, 24]), uniform(rng, 0, 360)
         turns = np.array([turn(phase + 360 * k / corners) for k in range(corners)])
         points = turns * radius + np.array([uniform(rng, 0, FINE), uniform(rng, 0, FINE)])
         place = placing(uniform(rng, 0, 360), 0.5 / uniform(rng, 8, 13), (0.2, 0.7))

@@ -22,11 +22,7 @@ class GeMBaseline(RetrievalModel):
         return self.head(self.pool(maps[-1])), {}
 
 
-@register(
-    resnet18={},
-    mobilenetv3={"head_parameters": 8_640_000},
-    efficientnetlite0={"head_parameters": 8_640_000},
-)
+@register(resnet18={}, mobilenetv3={"head_parameters": 8_640_000}, efficientnetlite0={"head_parameters": 8_640_000})
 class MLPBaseline(RetrievalModel):
     """GeM pooling of C5 and a three-layer perceptron with ``head_parameters`` weights: capacity without structure."""
 

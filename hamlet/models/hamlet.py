@@ -23,9 +23,7 @@ SUBCELLS = (4, 4, 2, 1)  # sub-cells per side of a token's cell in C2..C5
 
 
 @register(
-    resnet18={},
-    mobilenetv3={"width": 192, "head_width": 1772},
-    efficientnetlite0={"width": 192, "head_width": 2984},
+    resnet18={}, mobilenetv3={"width": 192, "head_width": 1772}, efficientnetlite0={"width": 192, "head_width": 2984}
 )
 class HAMLET(RetrievalModel):
     """Hierarchical adaptive embedding transformer; text supervises training alone.

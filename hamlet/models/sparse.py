@@ -35,13 +35,7 @@ class SparseAutoencoder(nn.Module):
     """
 
     def __init__(
-        self,
-        width: int,
-        codes: int,
-        k: int,
-        dead_after: int,
-        start_k: int | None = None,
-        anneal_images: int = 0,
+        self, width: int, codes: int, k: int, dead_after: int, start_k: int | None = None, anneal_images: int = 0
     ):
         super().__init__()
         self.k, self.start_k, self.anneal_images = k, min(max(start_k or k, k), codes), anneal_images
@@ -104,9 +98,7 @@ class SparseAutoencoder(nn.Module):
 
 
 @register(
-    resnet18={},
-    mobilenetv3={"width": 384, "separable": True},
-    efficientnetlite0={"width": 398, "separable": True},
+    resnet18={}, mobilenetv3={"width": 384, "separable": True}, efficientnetlite0={"width": 398, "separable": True}
 )
 class SPARSE(RetrievalModel):
     """3x3 context on C5, GeM, sparse codes.
@@ -146,11 +138,7 @@ class SPARSE(RetrievalModel):
         if k > codes:
             raise HamletError(f"sparse: k={k}, expected 1 to codes={codes}")
         self.embedding_dim, self.k = codes, k
-        self.weights = {
-            "reconstruction": reconstruction_weight,
-            "dead_codes": dead_weight,
-            "flops": flops_weight,
-        }
+        self.weights = {"reconstruction": reconstruction_weight, "dead_codes": dead_weight, "flops": flops_weight}
         self.context = context_convolution(self.backbone.channels[-1], width, separable)
         self.pool = GeM()
         self.norm = nn.BatchNorm1d(width, affine=False)

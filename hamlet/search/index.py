@@ -60,12 +60,7 @@ class Index:
     """
 
     def __init__(
-        self,
-        kind: str = "flat",
-        dimension: int = 512,
-        about: dict | None = None,
-        probes: int = 64,
-        effort: int = 128,
+        self, kind: str = "flat", dimension: int = 512, about: dict | None = None, probes: int = 64, effort: int = 128
     ):
         if kind not in KINDS:
             raise HamletError(f"unknown kind of index {kind!r}; valid: {', '.join(KINDS)}")

@@ -9,15 +9,7 @@ import pytest
 
 from hamlet import paths
 
-NOTEBOOKS = [
-    "02_accuracy",
-    "03_efficiency",
-    "04_tradeoff",
-    "05_backbones",
-    "06_claims",
-    "09_ablation",
-    "10_words",
-]
+NOTEBOOKS = ["02_accuracy", "03_efficiency", "04_tradeoff", "05_backbones", "06_claims", "09_ablation", "10_words"]
 CODE = """
 import sys, nbformat
 from hamlet.artifact import figures

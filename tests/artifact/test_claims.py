@@ -50,12 +50,7 @@ def write_run(root, run, level, seed, *, queries=QUERIES, **columns):
     pd.concat([other, frame]).sample(frac=1, random_state=seed).to_parquet(folder / "per_query.parquet")
     digest = hashlib.sha256((folder / "per_query.parquet").read_bytes()).hexdigest()
     model, _, variant = run.partition("-")
-    name = {
-        "profile": root.parent.name,
-        "dataset": root.name,
-        "model": model,
-        "variant": variant or "default",
-    }
+    name = {"profile": root.parent.name, "dataset": root.name, "model": model, "variant": variant or "default"}
     content = {"schema": 1, "run": name | {"seed": seed}, "files": {"per_query.parquet": digest}}
     content["metrics"] = {"default": dict.fromkeys(report.ACCURACY, level)}
     sources = {"parameters": stored.PARAMETERS, "provenance": stored.PROVENANCE}
@@ -68,11 +63,7 @@ def write_efficiency(root, once=(), none=()):
     for run in LEVELS:
         small = "mobilenet" in run
         latency = (11.7 if small else 18.0) - (1.5 if "sparse" in run else 0) - (1 if "hamlet" not in run else 0)
-        models[run] = {
-            "latency_ms": latency,
-            "latency_ms_q25": latency * 0.995,
-            "latency_ms_q75": latency * 1.01,
-        }
+        models[run] = {"latency_ms": latency, "latency_ms_q25": latency * 0.995, "latency_ms_q75": latency * 1.01}
         models[run] |= {"memory_mb": None if run in none else latency * 7, "parameters": int(latency * 1e6)}
         if run not in once:
             models[run] |= {"memory_mb_q25": latency * 6.95, "memory_mb_q75": latency * 7.02}
@@ -252,12 +243,7 @@ def test_improvement_is_averaged_over_data_sets(tmp_path, monkeypatch):
             for seed in range(1 if dataset == "single" else 3):
                 write_run(paths.results_dir("quick", dataset), run, level, seed)
     row = claims.improvement("quick").set_index(["First", "Second"]).loc[("HAMLET_ResNet18", "MACE_ResNet18")]
-    assert row.tolist() == [
-        "0.50",
-        "[0.50, 0.50]",
-        "made (3/3), other (3/3)",
-        "",
-    ]  # wins on one, loses on the other
+    assert row.tolist() == ["0.50", "[0.50, 0.50]", "made (3/3), other (3/3)", ""]  # wins on one, loses on the other
     (paths.results_dir("quick", "other") / "mace_resnet18" / "seed1" / "per_query.parquet").write_bytes(b"")
     row = claims.improvement("quick").iloc[3]
     assert row["Data sets (seeds)"] == "made (3/3), other left out: its results do not verify"

@@ -50,10 +50,7 @@ def drawn(name, profile):
         "backbones": (figures.backbones, lambda: figures.backbone_data(accuracy, cost)),
         "learning_curves": (figures.learning_curves, lambda: figures.curves_data(results)),
         "ablation": (figures.ablation, lambda: compared(results)),
-        "captions_quality": (
-            figures.captions_quality,
-            lambda: pd.DataFrame({"Text": ["word"], "mAP": ["0.5"]}),
-        ),
+        "captions_quality": (figures.captions_quality, lambda: pd.DataFrame({"Text": ["word"], "mAP": ["0.5"]})),
         "retrieval_gallery": (
             lambda rows, title: pictures.retrieval_gallery(rows, images, title),
             lambda: pictures.neighbours_data(results, run),
@@ -185,12 +182,7 @@ def test_pareto_front_against_a_loop(profile):
             )
             assert row.pareto == (not dominated), (source, row.model)
     reported = data[(data["source"] == "reported") & data["pareto"]]
-    assert set(reported["model"]) == {
-        "HAMLET_ResNet18",
-        "HAMLET_MobileNetV3",
-        "SPARSE_ResNet18",
-        "SPARSE_MobileNetV3",
-    }
+    assert set(reported["model"]) == {"HAMLET_ResNet18", "HAMLET_MobileNetV3", "SPARSE_ResNet18", "SPARSE_MobileNetV3"}
 
 
 def test_the_front_is_over_every_row_and_a_variant_can_dominate(profile):

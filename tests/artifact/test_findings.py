@@ -54,11 +54,7 @@ def test_cost_names_fastest_slowest_and_the_ratio_the_right_way_up():
 
 
 def test_the_front_is_told_from_fast_to_accurate_with_its_rows_of_the_report():
-    rows = [
-        ("B", "control", 20.0, 0.4, True),
-        ("A", "report", 10.0, 0.2, True),
-        ("C", "report", 30.0, 0.3, False),
-    ]
+    rows = [("B", "control", 20.0, 0.4, True), ("A", "report", 10.0, 0.2, True), ("C", "report", 30.0, 0.3, False)]
     points = pd.DataFrame(rows, columns=["model", "group", "latency_ms", "mAP", "pareto"]).assign(source="measured")
     front, ranked = findings.tradeoff(points)
     assert front.endswith("from fast to accurate: A (10 ms, 0.200), B (20 ms, 0.400).")
@@ -118,11 +114,6 @@ def test_committed_results_give_sentences(dataset):
     accuracy = tables.accuracy_summary(stored.load_results("quick", dataset))
     cost = tables.efficiency_summary(stored.load_efficiency("quick", dataset))
     points, pairs = figures.tradeoff_data(accuracy, cost), figures.backbone_data(accuracy, cost)
-    said = [
-        *findings.accuracy(accuracy),
-        *findings.cost(cost),
-        *findings.tradeoff(points),
-        *findings.backbones(pairs),
-    ]
+    said = [*findings.accuracy(accuracy), *findings.cost(cost), *findings.tradeoff(points), *findings.backbones(pairs)]
     said += findings.ablation(claims.comparisons("quick", dataset, ablation=True, resamples=200))
     assert len(said) > 14 and not any("nan" in sentence for sentence in said)

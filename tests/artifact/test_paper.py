@@ -4,15 +4,7 @@ import pytest
 import yaml
 
 from hamlet import paths
-from hamlet.artifact.paper import (
-    Paper,
-    expected_rows,
-    foreign_backbone,
-    half_unit,
-    is_reported,
-    label,
-    reported,
-)
+from hamlet.artifact.paper import Paper, expected_rows, foreign_backbone, half_unit, is_reported, label, reported
 from hamlet.errors import HamletError
 
 REPORT = paths.ROOT.parent / "shared" / "paper" / "hamlet_report_ja.md"
@@ -114,10 +106,7 @@ def test_comparisons_by_hand():
     assert margins("mAP[HAMLET_ResNet18] > mAP[controls_resnet18]") == [100, 300]
     assert margins("mAP[HAMLET_ResNet18] > 0.5 * mAP[GeM_ResNet18]") == [300]
     assert margins("2 * mAP[GeM_ResNet18] > mAP[MLP_ResNet18]") == [300]
-    assert margins(["mAP[HAMLET_ResNet18] > mAP[GeM_ResNet18]", "P1[MLP_ResNet18] > P1[GeM_ResNet18]"]) == [
-        100,
-        -50,
-    ]
+    assert margins(["mAP[HAMLET_ResNet18] > mAP[GeM_ResNet18]", "P1[MLP_ResNet18] > P1[GeM_ResNet18]"]) == [100, -50]
     assert margins([["mAP[MLP_ResNet18] > mAP[GeM_ResNet18]", "P1[HAMLET_ResNet18] > P1[GeM_ResNet18]"]]) == [100]
 
 
@@ -156,15 +145,7 @@ def test_on_another_backbone_claims_about_methods_are_judged_and_the_rest_is_not
 
 @pytest.mark.parametrize(
     "formula",
-    [
-        "__import__('os')",
-        "mAP[HAMLET_ResNet18] ** 2",
-        "mAP[HAMLET_ResNet18] == mAP[GeM_ResNet18]",
-        "1/0",
-        "",
-        1,
-        [1],
-    ],
+    ["__import__('os')", "mAP[HAMLET_ResNet18] ** 2", "mAP[HAMLET_ResNet18] == mAP[GeM_ResNet18]", "1/0", "", 1, [1]],
 )
 def test_what_is_no_comparison_is_refused(formula):
     with pytest.raises((HamletError, TypeError), match=r"S1-1|iterable"):

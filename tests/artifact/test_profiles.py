@@ -22,12 +22,7 @@ SEVEN = [
     "dscf_resnet18",
 ]
 CONTROLS = ["gem_resnet18", "gem_mobilenetv3", "mlp_resnet18", "mlp_mobilenetv3"]
-EXTRA = [
-    "hamlet_resnet18-no_text",
-    "hamlet_mobilenetv3-no_text",
-    "hamlet_resnet18-no_exchange",
-    "gem_resnet18-text",
-]
+EXTRA = ["hamlet_resnet18-no_text", "hamlet_mobilenetv3-no_text", "hamlet_resnet18-no_exchange", "gem_resnet18-text"]
 
 
 @pytest.fixture
@@ -85,10 +80,7 @@ def test_every_value_carries_its_reason():
         (lambda c: c.update(seeds=0), "seeds = 0 lies outside"),
         (lambda c: c.update(datasets={"grocery": {"epoch": 1}}), "'epoch' in .* datasets.grocery"),
         (lambda c: c.update(models={"resnet": {"epochs": 1}}), "unknown model 'resnet'"),
-        (
-            lambda c: c["runs"].append("gem_resnet18-txt"),
-            "unknown variant 'txt' in .*; valid: default, .*no_exchange",
-        ),
+        (lambda c: c["runs"].append("gem_resnet18-txt"), "unknown variant 'txt' in .*; valid: default, .*no_exchange"),
         (lambda c: c["runs"].append("gem_resnet18"), "different names"),
         (lambda c: c["runs"].append("../x"), "'../x' is no run; expected <model> or <model>-<variant>"),
         (lambda c: c["runs"].append(3), "3 is no run"),

@@ -22,11 +22,7 @@ SMOKE = Run(*SMOKE_NAMES, 0)
 def made(tmp_path_factory):
     """One real smoke run through the command line, in a folder with a space, without git."""
     root = tmp_path_factory.mktemp("a b")
-    env = os.environ | {
-        "HAMLET_OUTPUT": str(root),
-        "PYTHONPATH": str(paths.ROOT),
-        "GIT_DIR": str(root / "none"),
-    }
+    env = os.environ | {"HAMLET_OUTPUT": str(root), "PYTHONPATH": str(paths.ROOT), "GIT_DIR": str(root / "none")}
     command = [sys.executable, "-m", "hamlet.artifact.run", "--profile", "smoke", "--dataset", "scenes"]
     torn = root / "results/smoke/scenes/gem_resnet18/.seed0.partial/.checkpoint.77.partial.safetensors"
     torn.parent.mkdir(parents=True)
@@ -46,23 +42,11 @@ def test_result_is_whole_and_says_where_it_came_from(made, monkeypatch):
     assert origin["commit"] is None
     assert origin["threads"] == 1
     assert origin["initial_weights"]["source"] == "random"
-    assert {
-        "dataset_hash",
-        "lock_sha256",
-        "code_sha256",
-        "versions",
-        "wall_seconds",
-        "peak_memory_mb",
-    } <= set(origin)
+    assert {"dataset_hash", "lock_sha256", "code_sha256", "versions", "wall_seconds", "peak_memory_mb"} <= set(origin)
     assert {"default", "seen", "validation", "hierarchical", "equal_bytes"} <= set(record["metrics"])
     assert record["untrained"]["default"]["queries"] == record["metrics"]["default"]["queries"] > 0
     assert record["untrained"]["default"]["mAP"] != record["metrics"]["default"]["mAP"]
-    assert set(record["files"]) == {
-        "per_query.parquet",
-        "neighbours.parquet",
-        "curves.csv",
-        "thumbnails.webp",
-    }
+    assert set(record["files"]) == {"per_query.parquet", "neighbours.parquet", "curves.csv", "thumbnails.webp"}
     kept = pd.read_parquet(SMOKE.folder / "per_query.parquet")
     graded = kept.groupby("protocol")["HAP"].mean()  # for single queries as in the mean, on the default protocol alone
     assert graded["default"] == pytest.approx(record["metrics"]["hierarchical"]["HAP"], abs=1e-12)

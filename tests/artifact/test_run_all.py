@@ -173,10 +173,7 @@ def wait_until_gone(project: Path, seconds: float = 60) -> None:
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (
-            ["qick"],
-            "unknown command 'qick'; valid: quick, smoke, pretrained, ablation, captions, paper, all, test",
-        ),
+        (["qick"], "unknown command 'qick'; valid: quick, smoke, pretrained, ablation, captions, paper, all, test"),
         (["quick", "smoke"], "one command at a time"),
         (["test", "--fresh"], "test takes --jobs N and --dry-run alone"),
         (["quick", "--", "-x"], "arguments after -- are for test, lab, endurance and docs alone"),
@@ -193,11 +190,7 @@ def test_a_wrong_command_ends_before_any_set_up(project, args, expected):
     ("args", "code", "expected"),
     [
         (["--frob"], 2, "unrecognized arguments: --frob"),
-        (
-            ["--models", "gem_resnet18,resnet"],
-            1,
-            "unknown model 'resnet' in profile 'quick'; valid: hamlet_resnet18,",
-        ),
+        (["--models", "gem_resnet18,resnet"], 1, "unknown model 'resnet' in profile 'quick'; valid: hamlet_resnet18,"),
         (["--models", ","], 1, "unknown model '' in profile 'quick'"),
         (["smoke", "--dataset=mnist"], 1, "unknown data set 'mnist'; valid: cifar10, "),
         (["--jobs", "0"], 2, "--jobs takes a whole number of at least 1, got 0"),
@@ -375,8 +368,7 @@ def test_kill_9_leaves_nothing_running_and_the_next_start_goes_on(project):
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
-    reason="started with SIGINT ignored, as background jobs are",
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN, reason="started with SIGINT ignored, as background jobs are"
 )
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_stops_everything_and_a_second_start_is_refused(project, number):

@@ -195,17 +195,7 @@ def test_the_reports_methods_on_another_backbone_are_its_rows(root):
 
 
 def test_search_by_words_is_read_from_each_run_and_averaged_over_seeds():
-    names = [
-        "R@1",
-        "R@5",
-        "R@10",
-        "chance_R@1",
-        "chance_R@5",
-        "chance_R@10",
-        "mAP",
-        "chance_mAP",
-        "median_rank",
-    ]
+    names = ["R@1", "R@5", "R@10", "chance_R@1", "chance_R@5", "chance_R@10", "mAP", "chance_mAP", "median_rank"]
 
     def record(level):
         found = dict.fromkeys(names, level) | {"queries": 40, "median_rank": 10 * level}

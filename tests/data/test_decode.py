@@ -111,10 +111,7 @@ def test_an_animation_gives_its_first_frame(tmp_path):
 def test_depth_by_hand():
     assert to_8_bits(np.array([0, 65535, 32896])).tolist() == [0, 255, 128]
     assert to_8_bits(np.array([0, 4095, 2048])).tolist() == [0, 255, 127]  # 12 bits
-    assert to_8_bits(np.array([0, 900])).tolist() == [
-        0,
-        900 * 255 // 1023,
-    ]  # 10 bits, as far as the data tell
+    assert to_8_bits(np.array([0, 900])).tolist() == [0, 900 * 255 // 1023]  # 10 bits, as far as the data tell
     assert to_8_bits(np.array([0, 900]), 12).tolist() == [0, 900 * 255 // 4095]  # 12 bits, as the file says
     assert to_8_bits(np.array([0, 65535]), 12).tolist() == [0, 255]  # stretched to 16 bits, as PNG advises
     assert to_8_bits(np.array([0, 200])).tolist() == [0, 200]
@@ -149,10 +146,7 @@ def test_more_pixels_than_the_limit_are_refused_before_they_are_decoded():
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 13300, 13300, 8, 6, 0, 0, 0))
     packed = zlib.compress(bytes(1000))
     tracemalloc.start()
-    with (
-        pytest.warns(Image.DecompressionBombWarning),
-        pytest.raises(ImageError, match="13300 x 13300 px, more"),
-    ):
+    with pytest.warns(Image.DecompressionBombWarning), pytest.raises(ImageError, match="13300 x 13300 px, more"):
         decode(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", packed) + chunk(b"IEND", b""), 64)
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
@@ -187,14 +181,7 @@ def test_decode_many_keeps_the_order_and_yields_the_faults(tmp_path, picture):
 
 
 def test_scan_says_what_it_leaves_out_and_does_not_hang(tmp_path, picture):
-    for name in (
-        "a/1.jpg",
-        "a/.thumbs/1.jpg",
-        "a/@eaDir/1.jpg",
-        "__MACOSX/1.jpg",
-        ".hidden.jpg",
-        "b/c/2.PNG",
-    ):
+    for name in ("a/1.jpg", "a/.thumbs/1.jpg", "a/@eaDir/1.jpg", "__MACOSX/1.jpg", ".hidden.jpg", "b/c/2.PNG"):
         picture(tmp_path / name)
     (tmp_path / "a" / "notes.txt").write_text("words")
     (tmp_path / "captions.csv").write_text("file,caption\n")

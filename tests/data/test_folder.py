@@ -181,10 +181,7 @@ def test_captions_are_read_by_unicode_name_and_uppercase_extension(tree, picture
     ("text", "message"),
     [
         ("file,caption\nc00/0.png,x\nc00/9.png,y\n", r"line 3: 'c00/9\.png' is not an image"),
-        (
-            "file,caption\nc00/0.png,x\nc00/1.png,y\nc00/0.png,z\n",
-            r"line 4: 'c00/0\.png' has a line already, line 2",
-        ),
+        ("file,caption\nc00/0.png,x\nc00/1.png,y\nc00/0.png,z\n", r"line 4: 'c00/0\.png' has a line already, line 2"),
         ("name,words\n", "must name the columns file,caption"),
         ("", "must name the columns file,caption"),
         ("file,caption\nc00/0.png,x\n", r"no caption for 17 image\(s\), first c00/1\.png"),
@@ -281,10 +278,7 @@ def test_validation_is_held_out_by_class_where_test_classes_are_others(tmp_path,
 @pytest.mark.parametrize(
     ("layouts", "message"),
     [
-        (
-            ["train/", "test/", "cars/"],
-            r"train/ of .* names a split but cars/ does not|test/ of .* cars/ does not",
-        ),
+        (["train/", "test/", "cars/"], r"train/ of .* names a split but cars/ does not|test/ of .* cars/ does not"),
         (["train/", "val/"], "expected train, test and one validation"),
         (["train/", "val/", "validation/", "test/"], "expected train, test and one validation"),
         (["train/", "test/a/"], "depths that no one layout explains"),
@@ -379,10 +373,7 @@ def test_a_flat_folder_without_classes_is_sent_to_the_index(tmp_path, picture):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (
-            b"file,caption\nc00/0.png,a red, shiny apple\n",
-            r"line 2: 3 cells for 2 columns; .* in double quotes",
-        ),
+        (b"file,caption\nc00/0.png,a red, shiny apple\n", r"line 2: 3 cells for 2 columns; .* in double quotes"),
         (b"file,caption,caption\nc00/0.png,a,b\n", "column 'caption' is given twice"),
         (b"file,caption\nc00/0.png,a\nc00/1.png,b\0c\n", r"line 3: a NUL byte"),
         (b"file,caption\nc00/0.png,a\nc00/1.png,s\xfc\xdf\n", "line 3: not a UTF-8 CSV file"),

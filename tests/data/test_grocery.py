@@ -57,16 +57,8 @@ def pin(monkeypatch, folder: Path, tmp_path: Path) -> None:
 
 def test_miniature_is_read_as_published(miniature):
     data = load(miniature)
-    assert {k: len(v) for k, v in data.splits.items()} == {
-        "train": 9,
-        "validation": 6,
-        "query": 12,
-        "iconic": 3,
-    }
-    assert data.class_names == ["Red-Apple", "Green-Apple", "Banana"] and data.coarse_names == [
-        "Apple",
-        "Banana",
-    ]
+    assert {k: len(v) for k, v in data.splits.items()} == {"train": 9, "validation": 6, "query": 12, "iconic": 3}
+    assert data.class_names == ["Red-Apple", "Green-Apple", "Banana"] and data.coarse_names == ["Apple", "Banana"]
     assert data.query.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert data.query.coarse_labels.tolist() == [0] * 8 + [1] * 4
     assert data.train.captions[8] == "A Banana to eat." and data.gallery is None

@@ -78,10 +78,7 @@ def test_assemble_cuts_rows_and_images_alike():
         ({"rows": ROWS.assign(caption=["one", " ", "3", "4", "5"])}, "empty caption for b"),
         ({"images": IMAGES.astype(np.int16)}, "images must be uint8"),
         ({"images": IMAGES[:4]}, "unequal length"),
-        (
-            {"protocols": {"default": Protocol("query", "gallery", "x")}},
-            r"needs the split\(s\) \['gallery'\]",
-        ),
+        ({"protocols": {"default": Protocol("query", "gallery", "x")}}, r"needs the split\(s\) \['gallery'\]"),
     ],
 )
 def test_assemble_refuses(change, message):

@@ -123,10 +123,7 @@ def pet_folder(tmp_path, picture):
 
 def test_pets(pet_folder):
     data = load_dataset("pets", root=pet_folder, size=8, download=False)
-    assert data.class_names == ["Abyssinian", "American Bulldog", "Bengal"] and data.coarse_names == [
-        "Cat",
-        "Dog",
-    ]
+    assert data.class_names == ["Abyssinian", "American Bulldog", "Bengal"] and data.coarse_names == ["Cat", "Dog"]
     assert [len(data.splits[s]) for s in ("train", "validation", "query")] == [9, 6, 6]
     assert data.query.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert data.query.coarse_labels.tolist() == [0, 0, 1, 1, 0, 0]

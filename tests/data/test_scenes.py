@@ -192,15 +192,7 @@ def test_colour_does_not_tell_the_class(full, small):
 def plain(seed: int, label: int) -> np.ndarray:
     """The object alone in one pose: greys for colours, nothing around it, no light; float (128, 128)."""
     rng = np.random.default_rng(seed)
-    still = {
-        "centre": (128, 128),
-        "scale": 52,
-        "aspect": 1,
-        "mirror": 1,
-        "angle": 0,
-        "shear": 0,
-        "tilt": (0, 0),
-    }
+    still = {"centre": (128, 128), "scale": 52, "aspect": 1, "mirror": 1, "angle": 0, "shear": 0, "tilt": (0, 0)}
     tones = rng.permutation([(1.0, 254.0), (254.0, 1.0)])[0]  # either tone may be the bright one
     greys = {"body": ("", np.full(3, tones[0])), "second": ("", np.full(3, tones[1]))}
     greys |= {"trim": ("", np.full(3, 100.0)), "accent": ("", np.full(3, 150.0))}

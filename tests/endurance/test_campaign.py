@@ -178,11 +178,7 @@ def test_indexing_killed_at_any_moment_goes_on_and_ends_as_if_it_had_not_been(tm
     environment = os.environ | {"PYTHONPATH": str(paths.ROOT), "OMP_NUM_THREADS": "1"}
     for _ in range(max(2, int(5 * SECONDS / 12))):
         process = subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         time.sleep(rng.uniform(2, 14))
         os.killpg(process.pid, signal.SIGKILL)

@@ -185,11 +185,7 @@ def test_spoilt_profiles_at_the_builds_command_line(tmp_path, capsys, monkeypatc
 
 def test_spoilt_models_are_refused_by_name(tmp_path, model, capsys, monkeypatch):
     monkeypatch.setenv("HAMLET_CACHE", str(tmp_path / "cache"))
-    root, file, out = (
-        photos(tmp_path / "photos", 1, 2),
-        tmp_path / "spoilt.safetensors",
-        tmp_path / "out.parquet",
-    )
+    root, file, out = photos(tmp_path / "photos", 1, 2), tmp_path / "spoilt.safetensors", tmp_path / "out.parquet"
     with safe_open(model, "pt") as opened:
         whole, record = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
     for seed, rng in cases("models", 20):
@@ -270,13 +266,7 @@ def test_a_spoilt_list_of_reports_is_one_line(change, tmp_path, capsys, monkeypa
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"mean": [0.5, 0.5]},
-        {"std": [0.5, 0, 0.5]},
-        {"card": {"image_size": ""}},
-        {"card": {"image_size": -1}},
-    ],
+    "change", [{"mean": [0.5, 0.5]}, {"std": [0.5, 0, 0.5]}, {"card": {"image_size": ""}}, {"card": {"image_size": -1}}]
 )
 def test_a_recipe_that_no_image_can_pass_is_refused(change, tmp_path, model):
     with safe_open(model, "pt") as opened:
@@ -359,11 +349,7 @@ def bits(root: Path) -> dict:
     found = {name: (folder / name).read_bytes() for name in ("per_query.parquet", "neighbours.parquet")}
     with safe_open(folder / "model.safetensors", "np") as opened:
         weights = {name: opened.get_tensor(name).tobytes() for name in opened.keys()}  # noqa: SIM118
-    return found | {
-        "metrics": record["metrics"],
-        "weights": weights,
-        "loss": record["training"]["final_loss"],
-    }
+    return found | {"metrics": record["metrics"], "weights": weights, "loss": record["training"]["final_loss"]}
 
 
 @pytest.mark.slow

@@ -6,15 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hamlet.models.acsa import (
-    Block,
-    ConvFeedForward,
-    CrossScaleAttention,
-    Kept,
-    LevelLinear,
-    TokenKeeper,
-    compact,
-)
+from hamlet.models.acsa import Block, ConvFeedForward, CrossScaleAttention, Kept, LevelLinear, TokenKeeper, compact
 
 LEVELS, BATCH, GRID, WIDTH = 4, 2, (3, 4), 16
 CELLS = GRID[0] * GRID[1]

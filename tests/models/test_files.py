@@ -76,14 +76,8 @@ def test_a_compiled_model_is_the_model(model, path, images):
     ("change", "message"),
     [
         (lambda t: t.pop("head.0.weight"), "lacks the tensor head.0.weight"),
-        (
-            lambda t: t.update({"head.0.weight": torch.zeros(2, 2)}),
-            r"has shape \(2, 2\), expected \(16, 1024\)",
-        ),
-        (
-            lambda t: t.update({"head.0.weight": torch.zeros(16, 1024, dtype=torch.int64)}),
-            "holds torch.int64",
-        ),
+        (lambda t: t.update({"head.0.weight": torch.zeros(2, 2)}), r"has shape \(2, 2\), expected \(16, 1024\)"),
+        (lambda t: t.update({"head.0.weight": torch.zeros(16, 1024, dtype=torch.int64)}), "holds torch.int64"),
         (lambda t: t["head.0.weight"].fill_(float("nan")), "head.0.weight holds values that are not finite"),
     ],
     ids=["missing", "shape", "integers", "nan"],
