@@ -1,18 +1,19 @@
 """Where known libraries differ from the definitions of hamlet.metrics: crafted cases, each library's own answer.
 
-    python benchmarks/library_differences.py
-
-The cases stand in library_differences.yaml; vectors are made so that inner products are their scores. Stores
-results/benchmarks/library_differences.json, from which ``remake`` makes the table.
+python benchmarks/library_differences.py    # library_differences.yaml -> results/benchmarks -> the table
 """
 
 import json
+import sys
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+import ranking
 
 from hamlet import paths
 
@@ -35,19 +36,16 @@ def hamlet(case, metric, scores, relevant):
     return retrieval_metrics(*embedded(case, scores, relevant)).mean[metric if metric == "P@5" else "mAP"]
 
 
-def scikit_learn(case, metric, scores, relevant):
-    from sklearn.metrics import average_precision_score
+def of_scores(name: str):
+    """A peer of ranking.py that takes scores and relevance, and leaves the query itself to the caller."""
 
-    return average_precision_score(relevant, scores) if metric == "AP" else "no such metric"
+    def run(case, metric, scores, relevant):
+        import torch
 
+        given = torch.tensor([scores], dtype=torch.float64), torch.tensor([relevant]).bool()
+        return getattr(ranking, name)(*given, k=5 if metric == "P@5" else None) if scores else SELF
 
-def torchmetrics(case, metric, scores, relevant):
-    import torch
-    from torchmetrics.retrieval import RetrievalMAP, RetrievalPrecision
-
-    measure = RetrievalMAP() if metric == "AP" else RetrievalPrecision(top_k=5)
-    index = torch.zeros(len(scores), dtype=torch.long)
-    return measure(torch.tensor(scores), torch.tensor(relevant).bool(), index) if scores else SELF
+    return run
 
 
 def pytrec_eval(case, metric, scores, relevant):
@@ -60,40 +58,26 @@ def pytrec_eval(case, metric, scores, relevant):
 
 
 def pytorch_metric_learning(case, metric, scores, relevant):
-    from ranking import run_pml
-
-    return "only P@1" if metric == "P@5" else run_pml(*embedded(case, scores, relevant), 1)
+    return "only P@1" if metric == "P@5" else ranking.run_pml(*embedded(case, scores, relevant), 1)
 
 
 def faiss_sorted(case, metric, scores, relevant):
     import faiss
 
-    query, labels, gallery, gallery_labels = embedded(case, scores, relevant)
-    gallery, gallery_labels = (query, labels) if gallery is None else (gallery, gallery_labels)
+    query, labels, *gallery = embedded(case, scores, relevant)
+    gallery, gallery_labels = gallery if scores else (query, labels)
     index = faiss.IndexFlatIP(query.shape[1])
     index.add(gallery.astype(np.float32))
     order = index.search(query.astype(np.float32), len(gallery))[1]
     order = order if scores else order[:, 1:]  # the usual shortcut: the first result is taken to be the query
     hits = [h for h in gallery_labels[order] == labels[:, None] if h.any()]
-    if metric == "P@5":
-        return np.mean([h[:5].mean() for h in hits])
-    return np.mean([(np.cumsum(h)[h] / (np.flatnonzero(h) + 1)).mean() for h in hits])
+    found = [h[:5].mean() if metric == "P@5" else (np.cumsum(h)[h] / (np.flatnonzero(h) + 1)).mean() for h in hits]
+    return np.mean(found)
 
 
-def open_metric_learning(case, metric, scores, relevant):
-    import torch
-    from oml.functional.metrics import calc_map, calc_precision
-
-    if not scores:
-        return SELF
-    hits = torch.tensor(relevant).bool()[torch.tensor(scores).argsort(descending=True)][None]
-    measure, k = (calc_map, len(scores)) if metric == "AP" else (calc_precision, 5)
-    return measure(hits, torch.tensor([sum(relevant)]), top_k=(k,))[0]
-
-
-LIBRARIES = {"hamlet": hamlet, "scikit-learn": scikit_learn, "torchmetrics": torchmetrics}
-LIBRARIES |= {"pytrec_eval": pytrec_eval, "pytorch-metric-learning": pytorch_metric_learning}
-LIBRARIES |= {"faiss, sorted results": faiss_sorted, "OML": open_metric_learning}
+LIBRARIES = {"hamlet": hamlet, "scikit-learn": of_scores("scikit_learn"), "torchmetrics": of_scores("torchmetrics")}
+LIBRARIES |= {"OML": of_scores("oml"), "pytrec_eval": pytrec_eval, "faiss, sorted results": faiss_sorted}
+LIBRARIES |= {"pytorch-metric-learning": pytorch_metric_learning}
 
 
 def answer(library, case: dict) -> float | str:
@@ -127,14 +111,12 @@ def remake(root: Path) -> list[Path]:
 
 
 def main() -> None:
-    from ranking import provenance
-
     rows, root = [], paths.output_root()
     for case in CASES:
         row = {key: case[key] for key in ("case", "metric", "why")}
         row["by hand"] = round(float(Fraction(case["by hand"])), 6)
         rows.append(row | {"answers": {name: answer(f, case) for name, f in LIBRARIES.items()}})
-    content = {"cases": rows, "provenance": provenance()}
+    content = {"cases": rows, "provenance": ranking.provenance()}
     paths.write_json(root / "results" / "benchmarks" / "library_differences.json", content)
     print("\n".join(map(str, remake(root))))
 

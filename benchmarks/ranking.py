@@ -4,20 +4,17 @@
     python benchmarks/ranking.py --name threads --threads 1 2 4 --peers  # how the cost falls with threads
     python benchmarks/ranking.py --name sizes --sizes 10000 100000 1000000 --queries 1000 --peers
 
-Stores results/benchmarks/ranking/NAME.json, from which ``remake`` makes the tables. Every method runs in a process of
-its own on the same seeded vectors: first on 300 rows (imports, start of threads), then once for the rise of its peak
-memory ("extra MB"), then nine times for the medians, or until ten seconds are spent. CPU seconds are of all threads and
-stay comparable on a busy machine. "product" is the bare float32 matrix product.
+Every method runs in a process of its own on the same seeded vectors: on 300 rows (imports, start of threads), then once
+for the rise of its peak memory ("extra MB"), then nine times for the medians, or until ten seconds are spent. CPU
+seconds are of all threads and stay comparable on a busy machine. "product" is the bare float32 matrix product.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import statistics
-import subprocess
 import time
 from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
@@ -60,12 +57,9 @@ def run_hamlet(q, ql, g, gl, threads):
 
 
 def run_product(q, ql, g, gl, threads):
-    g = q if g is None else g
-    out = np.empty((128, min(len(g), 16384)), np.float32)
-    for b in range(0, len(g), 16384):
-        tile = g[b : b + 16384]
-        for a in range(0, len(q), 128):
-            part = q[a : a + 128]
+    g, out = q if g is None else g, np.empty((128, 16384), np.float32)  # in tiles: memory is not what it measures
+    for tile in (g[b : b + 16384] for b in range(0, len(g), 16384)):
+        for part in (q[a : a + 128] for a in range(0, len(q), 128)):
             np.matmul(part, tile.T, out=out.ravel()[: len(part) * len(tile)].reshape(len(part), len(tile)))
 
 
@@ -81,49 +75,49 @@ def run_pml(q, ql, g, gl, threads):
     return calculator.get_accuracy(*arrays)["mean_average_precision"]
 
 
-def scores(q, ql, g, gl) -> tuple:
-    """Scores and relevance (Q, N), leave-one-out without the diagonal."""
-    import torch
+def oml(score, hit, k=None) -> float:
+    """Mean AP, with ``k`` mean P@k, of scores and relevance (Q, N); so do the two below."""
+    from oml.functional.metrics import calc_map, calc_precision
 
-    score = torch.as_tensor(q) @ torch.as_tensor(q if g is None else g).T
-    hit = torch.as_tensor(ql)[:, None] == torch.as_tensor(ql if g is None else gl)
-    if g is None:
-        keep = ~torch.eye(len(q), dtype=torch.bool)
-        score, hit = score[keep].view(len(q), -1), hit[keep].view(len(q), -1)
-    return score, hit
-
-
-def run_oml(q, ql, g, gl, threads):
-    from oml.functional.metrics import calc_map
-
-    score, hit = scores(q, ql, g, gl)
     hit = hit.gather(1, score.argsort(dim=1, descending=True))
-    return float(calc_map(hit, hit.sum(1), top_k=(hit.shape[1],))[0].mean())
+    found = calc_precision(hit, hit.sum(1), top_k=(k,)) if k else calc_map(hit, hit.sum(1), top_k=(hit.shape[1],))
+    return float(found[0].mean())
 
 
-def run_torchmetrics(q, ql, g, gl, threads):
+def torchmetrics(score, hit, k=None) -> float:
     import torch
-    from torchmetrics.retrieval import RetrievalMAP
+    from torchmetrics.retrieval import RetrievalMAP, RetrievalPrecision
 
-    score, hit = scores(q, ql, g, gl)
-    index = torch.arange(len(q))[:, None].expand_as(score)
-    score += 2  # 1.9 counts positives of score <= 0 as irrelevant
-    return float(RetrievalMAP(empty_target_action="skip")(score.flatten(), hit.flatten(), index.flatten()))
+    index = torch.arange(len(score))[:, None].expand_as(score)
+    skip = {"empty_target_action": "skip"}
+    measure = RetrievalPrecision(top_k=k, **skip) if k else RetrievalMAP(**skip)
+    return float(measure(score.flatten(), hit.flatten(), index.flatten()))
 
 
-def run_sklearn(q, ql, g, gl, threads):
+def scikit_learn(score, hit, k=None) -> float | str:
     from sklearn.metrics import average_precision_score
 
-    values = []
-    for i, (x, label) in enumerate(zip(q, ql, strict=True)):
-        score, hit = (q if g is None else g) @ x, (ql if g is None else gl) == label
-        keep = np.arange(len(score)) != (i if g is None else -1)
-        values.append(average_precision_score(hit[keep], score[keep]))
-    return float(np.mean(values))
+    return "no such metric" if k else average_precision_score(hit.numpy(), score.numpy(), average="samples")
 
 
-PEERS = {"pytorch-metric-learning": run_pml, "OML": run_oml}
-PEERS |= {"torchmetrics": run_torchmetrics, "scikit-learn": run_sklearn}
+def of_scores(peer, shift: float = 0.0):
+    """The peer on all scores at once, leave-one-out without the diagonal."""
+
+    def run(q, ql, g, gl, threads):
+        import torch
+
+        score = torch.as_tensor(q) @ torch.as_tensor(q if g is None else g).T
+        hit = torch.as_tensor(ql)[:, None] == torch.as_tensor(ql if g is None else gl)
+        if g is None:
+            keep = ~torch.eye(len(q), dtype=torch.bool)
+            score, hit = score[keep].view(len(q), -1), hit[keep].view(len(q), -1)
+        return peer(score + shift if shift else score, hit)
+
+    return run
+
+
+PEERS = {"pytorch-metric-learning": run_pml, "OML": of_scores(oml), "scikit-learn": of_scores(scikit_learn)}
+PEERS["torchmetrics"] = of_scores(torchmetrics, shift=2)  # 1.9 counts positives of score <= 0 as irrelevant
 RUN = {"product": run_product, "hamlet": run_hamlet, **PEERS}
 
 
@@ -159,12 +153,14 @@ def measure(name: str, size: int, queries: int, threads: int) -> dict:
 
 def provenance() -> dict:
     """Commit, versions and machine, for every stored measurement."""
-    asked = ["git", "rev-parse", "HEAD"]
-    commit = subprocess.run(asked, cwd=paths.ROOT, capture_output=True, text=True, check=False)
+    from hamlet.artifact import run
+
     wanted = {"numpy", "scipy", "torch", "open-metric-learning", *PEERS}
     versions = {d.name: d.version for d in metadata.distributions() if d.name.lower() in wanted}
-    machine = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
-    return {"commit": commit.stdout.strip() or None, "versions": versions, **machine}
+    known = {
+        key: value for key, value in run.provenance("cpu").items() if key in ("commit", "dirty", "python", "device")
+    }
+    return {**known, "versions": versions, "cores": os.cpu_count()}
 
 
 def tabled(stored: dict) -> tuple[pd.DataFrame, str]:
