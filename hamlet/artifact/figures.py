@@ -23,6 +23,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
+from hamlet.artifact import findings
 from hamlet.artifact.paper import REPORTED_BACKBONES, backbone_of, expected_rows
 from hamlet.artifact.results import ACCURACY
 from hamlet.artifact.tables import COSTS, EFFICIENCY, rounded, write_bytes
@@ -383,24 +384,17 @@ def ablation(data: pd.DataFrame, title: str) -> Figure:
             continue
         axis.plot([row.low_classes, row.high_classes], [place] * 2, color="#0072B2", lw=1)
         axis.plot([row.low, row.high], [place] * 2, color="#0072B2", lw=3.5)
-        sure = row.p_holm < 0.05 and not row.low <= 0 <= row.high
-        axis.plot(row.difference, place, "o", mfc="#0072B2" if sure else "white", mec="black", ms=7)
+        filled = "#0072B2" if findings.shows(row, row.p_holm) else "white"
+        axis.plot(row.difference, place, "o", mfc=filled, mec="black", ms=7)
         axis.annotate(f"{row.difference:+.4f}", (1.01, place), xycoords=EDGE, va="center")
     axis.set_yticks(range(len(rows)), [f"minus {name}" for name in rows["second"]])
     axis.set(xlabel="difference in mAP (right of zero: HAMLET in full is better)", ylim=(-0.7, len(rows) - 0.3))
     handles = [
         Line2D([], [], color="#0072B2", lw=3.5, label="95% over queries (and seeds)"),
         Line2D([], [], color="#0072B2", lw=1, label="95% over classes (and seeds)"),
-        Line2D(
-            [],
-            [],
-            color="none",
-            marker="o",
-            mfc="#0072B2",
-            mec="black",
-            label="Holm p < 0.05 and the interval clear of 0 (else open)",
-        ),
     ]
+    dot = {"marker": "o", "mfc": "#0072B2", "mec": "black"}
+    handles.append(Line2D([], [], color="none", label="Holm p < 0.05 and the interval clear of 0 (else open)", **dot))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(title)
     return figure

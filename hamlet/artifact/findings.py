@@ -91,13 +91,16 @@ def verdicts(table: pd.DataFrame) -> list[str]:
     return said + [f"Contradicted, {row.id}: {row.english}" for row in against.itertuples()]
 
 
+def shows(row, p: float) -> bool:
+    """Whether a difference shows something: by its p over queries and by its interval, over seeds too where there are
+    several; either alone does not do."""
+    return p < 0.05 and not row.low <= 0 <= row.high
+
+
 def sure(row, p: float, name: str) -> str:
-    """How sure a difference is: its p over queries, and whether its interval, over seeds too where there are several,
-    holds zero; only both together show something."""
-    if p >= 0.05:
-        return f"{name} {p:.4f}, which shows nothing"
-    inside = row.low <= 0 <= row.high
-    return f"{name} {p:.4f}" + (" over queries, but its 95% interval holds 0, which shows nothing" if inside else "")
+    """How sure a difference is, in words."""
+    why = " over queries, but its 95% interval holds 0" if p < 0.05 else ""
+    return f"{name} {p:.4f}" + ("" if shows(row, p) else f"{why}, which shows nothing")
 
 
 def ablation(table: pd.DataFrame) -> list[str]:
