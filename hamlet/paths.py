@@ -6,9 +6,12 @@ moves results/, tables/ and figures/; ``HAMLET_CACHE`` moves decoded images and 
 names the folder that holds data sets. ``replacing`` is how every file is written, ``sha256`` how one is recognised.
 """
 
+import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +73,13 @@ def replacing(path: Path) -> Iterator[Path]:
         with open(partial, "rb") as file:  # a power cut after the rename must not leave an empty file
             os.fsync(file.fileno())
         partial.replace(path)
+    except Exception as error:
+        number = getattr(error, "errno", None) or next(iter(re.findall(r"os error (\d+)", str(error))), 0)  # safetensors
+        if isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < 1 << 16:
+            number = errno.ENOSPC  # torch.save does not say why it could not write
+        if number and getattr(error, "filename", None) in (None, str(partial)):  # which nobody knows
+            raise OSError(int(number), os.strerror(int(number)), str(path)) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -253,6 +254,42 @@ def test_an_output_named_like_a_photo_does_not_replace_it(words, tmp_path, model
     before = photo.read_bytes()
     code, _, said = command(cli.main, [*words, str(photo)], capsys)
     assert code == 1 and str(photo) in said and photo.read_bytes() == before
+
+
+LIMITED = """import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+CHECKPOINT = """import pathlib, sys, torch
+from hamlet.errors import one_line
+from hamlet.paths import replacing
+with one_line(), replacing(pathlib.Path(sys.argv[1])) as partial:
+    torch.save(torch.zeros(9999), partial)
+"""
+
+
+@pytest.mark.parametrize("writer", ["safetensors", "parquet", "torch"])
+def test_a_file_that_cannot_be_written_whole_is_named_in_one_line(writer, tmp_path, model):
+    """No file may grow beyond 3,000 bytes, which a program meets as it meets a full disk."""
+    folder, out = photos(tmp_path / "photos", 2, 2), tmp_path / "out"
+    words = {
+        "safetensors": ["-m", "hamlet", "index", folder, out, "--model", model],
+        "parquet": ["-m", "hamlet", "embed", folder, out / "rows.parquet", "--model", model],
+        "torch": ["-c", CHECKPOINT, out / "checkpoint.pt"],
+    }[writer]
+    asked = [sys.executable, "-c", LIMITED, *map(str, words)]
+    done = subprocess.run(asked, capture_output=True, text=True)
+    written = [path for path in out.rglob("*") if path.is_file() and path.name != ".lock"]
+    assert done.returncode == 1 and not written, (done.stderr, written)
+    if writer != "torch":  # which does not say why, unless the disk has no room left
+        assert done.stderr.startswith(f"error: {out}/") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_disk_without_room_is_named_where_the_writer_does_not_say_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    wanted = re.escape(f"No space left on device: '{tmp_path / 'checkpoint.pt'}'")
+    with pytest.raises(OSError, match=wanted), paths.replacing(tmp_path / "checkpoint.pt"):
+        raise RuntimeError("unexpected pos 576 vs 534")
 
 
 @pytest.mark.parametrize("change", ["a\nb", [], None, {"tables": "x"}, {"after": [3]}, {"nothing": []}, {"once": 1}])
