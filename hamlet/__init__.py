@@ -9,6 +9,8 @@ import warnings
 
 # progress bars are text here, so the missing notebook widget is no news; the warning would store a path in notebooks
 warnings.filterwarnings("ignore", message="IProgress not found")
+# hamlet.data.decode has a limit of its own, and says so
+warnings.filterwarnings("ignore", message="Image size .* exceeds limit of .* pixels")
 
 __version__ = "0.1.0"
 MODULES = {

@@ -78,7 +78,7 @@ def search(given: argparse.Namespace) -> None:
     found = page.ask(made, encoder, given.query, given.k)[["rank", "score", "path"]]
     if not os.path.exists(given.query) and (read := encoder.reading(given.query)):
         print(f"read as ImageNet's {read}; `hamlet train` teaches the words of your own folders", file=sys.stderr)
-    found["path"] = [photos.shown(path) for path in found["path"]]
+    found["path"] = [photos.as_text(path) for path in found["path"]]
     found["score"] = found["score"].astype(float).round(6)
     if given.open:
         file = Path(tempfile.mkdtemp(prefix="hamlet-")) / "found.html"
@@ -90,7 +90,7 @@ def search(given: argparse.Namespace) -> None:
     elif given.csv:
         found.to_csv(sys.stdout, index=False)
     else:
-        print("\n".join(f"{row.rank:3d}  {row.score:.4f}  {row.path}" for row in found.itertuples()))
+        print("\n".join(f"{row.rank:3d}  {row.score:.4f}  {photos.shown(row.path)}" for row in found.itertuples()))
 
 
 def page(given: argparse.Namespace) -> None:
@@ -169,8 +169,10 @@ def own(file: Path, suffix: str) -> Path:
 
 def left_out(files: list[tuple[str, str]]) -> None:
     """Print (path, reason) of every photo that was found and not used, and their number."""
+    from hamlet.search.photos import shown
+
     for path, reason in files:
-        print(f"left out: {path.encode(errors='replace').decode()} ({reason})")
+        print(f"left out: {shown(path)} ({reason})")
     print(f"{len(files)} left out")
 
 

@@ -26,6 +26,11 @@ class DataError(HamletError):
     """Data that cannot be used as they are; the message names the file and the way out."""
 
 
+def printable(text: str) -> str:
+    """The text on one line: control characters, such as those that a terminal obeys, are written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 @contextmanager
 def one_line(arguments: Sequence[str] | None = None) -> Iterator[None]:
     """Run a command's work: expected errors end the process with one line on stderr and exit code 1.
@@ -51,8 +56,7 @@ def one_line(arguments: Sequence[str] | None = None) -> Iterator[None]:
     except MemoryError:
         sys.exit("error: not enough memory; ask for less at a time (--batch-size, --jobs) or use a larger machine")
     except HamletError as error:
-        sys.exit("error: " + str(error).strip().replace("\n", "\\n"))
+        sys.exit(f"error: {printable(str(error).strip())}")
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        text = f"error: {place}{ADVICE.get(error.errno, error.strerror or error)}"
-        sys.exit(text.replace("\n", "\\n"))
+        sys.exit(f"error: {printable(f'{place}{ADVICE.get(error.errno, error.strerror or error)}')}")

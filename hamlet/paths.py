@@ -74,7 +74,9 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         partial.replace(path)
     except Exception as error:
-        number = getattr(error, "errno", None) or next(iter(re.findall(r"os error (\d+)", str(error))), 0)  # safetensors
+        number = getattr(error, "errno", None) or next(
+            iter(re.findall(r"os error (\d+)", str(error))), 0
+        )  # safetensors
         if isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < 1 << 16:
             number = errno.ENOSPC  # torch.save does not say why it could not write
         if number and getattr(error, "filename", None) in (None, str(partial)):  # which nobody knows

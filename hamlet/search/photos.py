@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import hamlet
 from hamlet.data.decode import ImageError, decode_many, scan
-from hamlet.errors import HamletError
+from hamlet.errors import HamletError, printable
 from hamlet.paths import replacing
 
 PART = 512  # photos whose pixels, then descriptors, are in memory together
@@ -37,9 +37,14 @@ def load(name: str) -> Encoder:
     return hamlet.load(name, "cuda" if torch.cuda.is_available() else "cpu")
 
 
-def shown(path: str | os.PathLike) -> str:
-    """A path that can be printed: bytes that are no UTF-8 are replaced."""
+def as_text(path: str | os.PathLike) -> str:
+    """A path for files of text: bytes that are no UTF-8 are replaced."""
     return os.fsencode(path).decode(errors="replace")
+
+
+def shown(path: str | os.PathLike) -> str:
+    """A path for people, on one line."""
+    return printable(as_text(path))
 
 
 def probe(encoder: Encoder) -> np.ndarray:
@@ -89,6 +94,6 @@ def write_parquet(root: Path, out: Path, model: str, batch_size: int = 32) -> li
     schema = pa.schema([("path", pa.string()), ("vector", pa.list_(pa.float32()))], {"model": model})
     with replacing(out) as partial, pq.ParquetWriter(partial, schema) as file:
         for rows, found, broken in describe(root, list(names), encoder, batch_size):
-            file.write_table(pa.table([[shown(name) for name in found], list(rows)], schema=schema))
+            file.write_table(pa.table([[as_text(name) for name in found], list(rows)], schema=schema))
             left_out += broken
     return left_out

@@ -244,6 +244,19 @@ def test_a_photo_whose_name_is_no_text_is_found_like_any(tmp_path, model, capsys
     assert code == 0 and "\ufffd.png" in out.splitlines()[0] and len(out.splitlines()) == 2
 
 
+def test_a_name_with_a_terminals_own_characters_is_one_line_for_people_and_itself_for_programs(tmp_path, model, capsys):
+    root = photos(tmp_path / "photos", 1, 2)
+    odd = root / "line\nbreak\x1b[31m.png"
+    (root / "class0" / "0.png").rename(odd)
+    (root / "left\nout.txt").touch()
+    index = str(tmp_path / "i")
+    _, out, _ = command(cli.main, ["index", str(root), index, "--model", str(model)], capsys)
+    assert "left out: left\\nout.txt (" in out
+    found = [command(cli.main, ["search", index, str(odd), *how], capsys)[1] for how in ([], ["--json"])]
+    assert found[0].splitlines()[0].endswith("line\\nbreak\\x1b[31m.png") and len(found[0].splitlines()) == 2
+    assert json.loads(found[1])[0]["path"] == str(odd)
+
+
 @pytest.mark.parametrize(
     "words", [["embed", "photos"], ["page", "index"], ["train", "photos", "--name", "x", "--output"]]
 )
