@@ -1,5 +1,7 @@
 """Shared fixtures: one torch thread, and a small synthetic data set with the real interface."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,24 @@ def settings() -> dict:
         "precision": "float32",
         "device": "cpu",
     }
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A headless Chromium as wide as a phone; skips where there is none."""
+    selenium = pytest.importorskip("selenium.webdriver", reason="the browser tests need selenium")
+    paths = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if None in paths:
+        pytest.skip("the browser tests need chromium and chromedriver")
+    options = selenium.ChromeOptions()
+    options.binary_location = paths[0]
+    flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
+    for flag in (*flags.split(), "disable-component-update", "disable-sync", "window-size=360,740"):
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('browser')}")
+    driver = selenium.Chrome(options=options, service=selenium.ChromeService(paths[1]))
+    yield driver
+    driver.quit()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-import shutil
 import socket
 import threading
 import time
@@ -147,23 +146,6 @@ def test_an_index_that_changes_is_read_again(client, photos, tmp_path):
 
 
 # -- a real browser --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    selenium = pytest.importorskip("selenium.webdriver", reason="the browser tests need selenium")
-    paths = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if None in paths:
-        pytest.skip("the browser tests need chromium and chromedriver")
-    options = selenium.ChromeOptions()
-    options.binary_location = paths[0]
-    flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
-    for flag in (*flags.split(), "disable-component-update", "disable-sync", "window-size=360,740"):
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('browser')}")
-    driver = selenium.Chrome(options=options, service=selenium.ChromeService(paths[1]))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture
