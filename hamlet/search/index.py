@@ -69,7 +69,6 @@ class Index:
         self.probes, self.effort = whole("probes", probes), whole("effort", effort)
         self.items: dict[str, tuple[int, str]] = {}
         self.paths: dict[int, str] = {}
-        self.removed: list[int] = []  # hnsw cannot forget a node, so it is passed over instead
         self.next_id, self.store, self.version, self.changes = 0, None, None, Changes()
 
     def __len__(self) -> int:
@@ -110,9 +109,7 @@ class Index:
         self.store.add_with_ids(rows, np.array(ids))
 
     def _drop(self, ids: list[int]) -> None:
-        if self.kind == "hnsw":
-            self.removed += ids
-        else:
+        if self.kind != "hnsw":  # which cannot forget a node: it is passed over instead
             self.store.remove_ids(np.array(ids))
 
     def _key(self, path: str | os.PathLike) -> str:
@@ -150,7 +147,7 @@ class Index:
             store.train(sample)
         if len(ids):
             store.add_with_ids(rows, ids)
-        self.kind, self.store, self.removed = kind, store, []
+        self.kind, self.store = kind, store
 
     def grow(self, count: int, kind: str | None = None) -> None:
         """Take the kind that ``count`` photos call for, or the one asked for, once enough is there to learn from."""
@@ -159,7 +156,7 @@ class Index:
         simpler = kind is None and KINDS.index(best) < KINDS.index(self.kind)  # never again by itself
         if enough and best != self.kind and not simpler:
             self._become(best, count)
-        elif len(self.removed) > len(self):  # a graph that is mostly dead is made anew
+        elif self.store is not None and self.store.ntotal > 2 * len(self):  # a graph that is mostly dead is made anew
             self._become(self.kind, count)
         self.about["why"] = why if self.kind == best else self.about.get("why", "")
 
@@ -199,16 +196,16 @@ class Index:
 
     def _nearest(self, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores and ids (Q, k), best first; -1 where nothing was found."""
-        wanted = min(k + len(self.removed), self.store.ntotal)
-        if self.kind == "hnsw":  # as many more as were removed, and those are passed over
+        wanted = k + self.store.ntotal - len(self)  # as many more as were removed and are still there
+        if self.kind == "hnsw":
             effort = max(wanted, min(self.effort, self.store.ntotal))
             faiss.downcast_index(self.store.index).hnsw.efSearch = effort
         if self.kind == "ivfpq":  # set here: what patches faiss for torch drops the search's ``params``
             self.store.nprobe = min(self.probes, self.store.nlist)
         scores, ids = self.store.search(rows, wanted)
-        ids = np.where(np.isin(ids, self.removed), -1, ids)
-        order = np.argsort(ids < 0, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+        here = np.reshape([i in self.paths for i in ids.ravel().tolist()], ids.shape)
+        order = np.argsort(~here, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(scores, order, 1), np.take_along_axis(np.where(here, ids, -1), order, 1)
 
     def duplicates(self, threshold: float) -> list[list[int]]:
         """Groups of two ids or more whose descriptors reach ``threshold`` by inner product, from one to the next.
@@ -286,7 +283,7 @@ class Index:
 
     def save(self, folder: str | Path) -> None:
         """Replace the index in ``folder``, whole or not at all; refused if another process changed it meanwhile."""
-        about = {"kind": self.kind, "dimension": self.dimension, "about": self.about, "removed": self.removed}
+        about = {"kind": self.kind, "dimension": self.dimension, "about": self.about}
         about |= {"probes": self.probes, "effort": self.effort, "next_id": self.next_id}
         about["items"] = [(path, i, state) for path, (i, state) in self.items.items()]
         store = np.zeros(0, np.uint8) if self.store is None else faiss.serialize_index(self.store)
@@ -299,6 +296,6 @@ class Index:
         index = cls(about["kind"], about["dimension"], about["about"], about["probes"], about["effort"])
         index.items = {path: (i, state) for path, i, state in about["items"]}
         index.paths = {i: path for path, (i, _) in index.items.items()}
-        index.removed, index.next_id, index.version = about["removed"], about["next_id"], version
+        index.next_id, index.version = about["next_id"], version
         index.store = faiss.deserialize_index(store) if len(store) else None
         return index
