@@ -11,66 +11,25 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-import timm
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from hamlet.arguments import whole
 from hamlet.data.decode import EXTENSIONS, ImageError, decode_many
-from hamlet.distillation import encode_text
 from hamlet.errors import HamletError
 from hamlet.evaluation import describe_texts, evaluation_transform
+from hamlet.imagenet import PooledFeatures
 from hamlet.models import RetrievalModel, load_model
 from hamlet.models.files import WEIGHTS
-from hamlet.models.weights import PACKAGED, hub_file, packaged_state
+from hamlet.models.weights import hub_file
 from hamlet.paths import models_dir
 
-DEFAULT_SIZE = 160  # px, as the profile pretrained evaluates
-# classes that stand for words; on Grocery's validation list anything from 1 to 1000 does
-NEAREST, TEMPERATURE = 10, 0.05
 Picture = str | Path | bytes | PIL.Image.Image | np.ndarray
 
 
 def _is_sentence(query: object) -> bool:
     named = isinstance(query, str) and (os.path.exists(query) or Path(query).suffix.lower() in EXTENSIONS)
     return isinstance(query, str) and not named
-
-
-class PooledFeatures(nn.Module):
-    """The packaged ImageNet network up to its 1280 channels, average-pooled, L2-normalised: nothing is trained."""
-
-    method, embedding_dim = "packaged ImageNet features", 1280
-    mean = std = (0.5, 0.5, 0.5)
-    text_tower = None
-
-    def __init__(self):
-        super().__init__()
-        self.body = timm.create_model(PACKAGED, num_classes=1000)
-        self.body.load_state_dict(packaged_state())
-        self.card = {"image_size": DEFAULT_SIZE, "limits": "ImageNet features, not trained for retrieval"}
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W), normalised by 0.5 and 0.5 -> (B, 1280)."""
-        return F.normalize(self.body.forward_features(images).mean((2, 3)).float(), dim=1)
-
-    def classes(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor, list[str]]:
-        """Of the ImageNet classes whose names and definitions say most nearly what the sentences say: shares, which sum
-        to one, and numbers, (N, NEAREST) each; and the names of all."""
-        info = timm.data.ImageNetInfo()
-        names = encode_text([info.index_to_description(i, detailed=True) for i in range(1000)])
-        best, ids = torch.from_numpy(encode_text(list(sentences)) @ names.T).topk(NEAREST)
-        return (best / TEMPERATURE).softmax(1), ids, [info.index_to_description(i) for i in range(1000)]
-
-    @torch.inference_mode()
-    def describe_texts(self, sentences: Sequence[str]) -> np.ndarray:
-        """Sentences as sums of the classifier's directions, (N, 1280): Norouzi et al., "Zero-shot learning by convex
-        combination of semantic embeddings", ICLR 2014, from words to images."""
-        shares, ids, _ = self.classes(sentences)
-        weight = self.body.classifier.weight.cpu()
-        found = torch.einsum("nk,nkd->nd", shares, (weight - weight.mean(0))[ids])
-        return F.normalize(found, dim=1).numpy()
 
 
 class Encoder:
@@ -133,10 +92,7 @@ class Encoder:
 
     def reading(self, sentence: str) -> str:
         """How the default model reads a sentence: the names of the ImageNet classes that stand for it; "" of others."""
-        if not isinstance(self.model, PooledFeatures):
-            return ""
-        shares, ids, names = self.model.classes([sentence])
-        return ", ".join(names[i].partition(",")[0] for i, share in zip(ids[0], shares[0], strict=True) if share > 0.1)
+        return self.model.reading(sentence) if isinstance(self.model, PooledFeatures) else ""
 
     def encode_text(self, sentences: str | Sequence[str]) -> np.ndarray:
         """Sentences in the descriptor's space, float32 (N, D), L2-normalised: through the text tower of a model trained
@@ -151,8 +107,8 @@ class Encoder:
         return describe_texts(self.model, sentences, self.card.get("teacher", "sentence"))
 
 
-def load(name: str | Path = "default", device: str | torch.device = "cpu") -> Encoder:
-    """A model ready to use.
+def load(name: str | Path = "default", device: str | torch.device | None = None) -> Encoder:
+    """A model ready to use, by default on a card where there is one.
 
     Args:
         name: "default", the packaged ImageNet network, untrained and without a download; a name that ``hamlet train``
@@ -161,6 +117,7 @@ def load(name: str | Path = "default", device: str | torch.device = "cpu") -> En
     Raises:
         HamletError: nothing of that name, or a file that cannot be used.
     """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if str(name) == "default":
         return Encoder(PooledFeatures(), "default", device)
     path = Path(name).expanduser()

@@ -18,6 +18,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+import hamlet
 from hamlet.arguments import whole
 from hamlet.errors import HamletError
 from hamlet.search import photos, storage
@@ -169,7 +170,7 @@ class Index:
 
     def encoder(self) -> photos.Encoder:
         """The model that described the photos; refused if what has its name now describes otherwise."""
-        found = photos.load(self.about.get("model") or "default")
+        found = hamlet.load(self.about.get("model") or "default")
         if not photos.same(photos.probe(found), self.about.get("probe", ())):
             raise HamletError(f"the model {found.name!r} is not what made this index; index the photos again")
         return found
@@ -234,7 +235,7 @@ class Index:
         with storage.writing(folder) if folder else nullcontext():
             old = cls.load(folder) if folder and (Path(folder) / storage.FILE).is_file() else cls()
             name = model or old.about.get("model") or "default"
-            encoder = photos.load(name) if isinstance(name, str) else name
+            encoder = hamlet.load(name) if isinstance(name, str) else name
             probe = photos.probe(encoder)
             index = old if photos.same(probe, old.about.get("probe", ())) else cls("flat", len(probe))
             index.version = old.version

@@ -13,7 +13,6 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from tqdm import tqdm
 
 import hamlet
@@ -30,11 +29,6 @@ class Encoder(Protocol):
     image_size: int
 
     def encode(self, images: Sequence, batch_size: int = 32, progress: bool = True) -> np.ndarray: ...
-
-
-def load(name: str) -> Encoder:
-    """``hamlet.load`` on a card where there is one."""
-    return hamlet.load(name, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def as_text(path: str | os.PathLike) -> str:
@@ -90,7 +84,7 @@ def describe(
 
 def write_parquet(root: Path, out: Path, model: str, batch_size: int = 32) -> list[tuple[str, str]]:
     """Descriptors of all photos below ``root`` as a Parquet file: path (string), vector (D float32). -> left out."""
-    encoder, (names, left_out) = load(model), states(root.resolve())
+    encoder, (names, left_out) = hamlet.load(model), states(root.resolve())
     schema = pa.schema([("path", pa.string()), ("vector", pa.list_(pa.float32()))], {"model": model})
     with replacing(out) as partial, pq.ParquetWriter(partial, schema) as file:
         for rows, found, broken in describe(root, list(names), encoder, batch_size):
