@@ -103,14 +103,12 @@ def remake(root: Path) -> list[Path]:
     if not stored:
         return []
     data = pd.DataFrame([row for path in stored for row in json.loads(path.read_text())]).round(DIGITS)
-    earlier = data.pop("earlier").eq(True) if "earlier" in data else pd.Series(False, data.index)
     data = data[["size", "dimensions", "kind", "setting", "value", *DIGITS, "threads"]]
     text = data.drop(columns="threads").astype(object).where(data.notna(), "").astype(str)
     where = figures.search_conditions(data)
     caption = f"Recall, speed and memory of hamlet.search on {where}, beside bare faiss."
-    remark = f"{earlier.sum()} rows are of an earlier version with the same faiss kinds; empty: not measured"
     stem, figure = root / "tables/search/recall_speed_memory", root / "figures/search/recall_speed"
-    table = tables.write_table(text, stem, caption, [remark] if earlier.any() else [])
+    table = tables.write_table(text, stem, caption)
     return [*table, *figures.save_figure(figures.search_tradeoff(data), figure, data)]
 
 

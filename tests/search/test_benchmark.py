@@ -40,4 +40,4 @@ def test_table_and_figure_come_back_byte_for_byte(benchmark, tmp_path):
 def test_stored_measurements_say_what_they_are():
     for path in (paths.ROOT / "results" / "search").glob("*.json"):
         for row in json.loads(path.read_text()):
-            assert str(row["size"]) == path.stem and ("faiss_queries_per_second" in row or row["earlier"])
+            assert str(row["size"]) == path.stem and row["faiss_queries_per_second"] > 0
