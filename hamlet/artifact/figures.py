@@ -125,7 +125,8 @@ def _legend(figure: Figure, rows: pd.DataFrame, whisker: str) -> None:
     handles = [Patch(facecolor=COLOURS[name], edgecolor="black", label=name) for name in names]
     handles.append(Patch(facecolor="white", edgecolor="black", hatch="////", label="control, not in the report"))
     handles.append(Line2D([], [], color="black", marker="|", label=whisker))
-    handles.append(Line2D([], [], color="none", marker="D", mfc="white", mec="black", label=REPORTED))
+    if rows.filter(like="reported").notna().any(axis=None):
+        handles.append(Line2D([], [], color="none", marker="D", mfc="white", mec="black", label=REPORTED))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
 
 

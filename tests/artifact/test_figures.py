@@ -165,6 +165,8 @@ def test_reported_values_are_labelled_as_reported(profile):
         assert figures.REPORTED in texts(drawn(name, profile)[0])
     assert any(text.startswith("Reported") for text in texts(drawn("tradeoff", profile)[0]))
     assert any("(reported)" in text for text in texts(drawn("backbones", profile)[0]))
+    bare = profile[1].assign(reported=np.nan)  # the report has no such backbone: nothing to be explained
+    assert figures.REPORTED not in texts(figures.accuracy_bars(bare, "profile pretrained"))
 
 
 def test_pareto_front_against_a_loop(profile):
