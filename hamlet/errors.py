@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from unicodedata import category
 
 ADVICE = {
     errno.ENOSPC: "the disk is full: free some space, then give the same command again",
@@ -27,8 +28,9 @@ class DataError(HamletError):
 
 
 def printable(text: str) -> str:
-    """The text on one line: control characters, such as those that a terminal obeys, are written out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """The text on one line: control characters, which a terminal obeys, and ends of lines are written out."""
+    odd = ("Cc", "Cs", "Zl", "Zp")  # a screenshot's name may well hold a space that is none of ASCII's
+    return "".join(c.encode("unicode_escape").decode() if category(c) in odd else c for c in text)
 
 
 @contextmanager

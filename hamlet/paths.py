@@ -73,14 +73,15 @@ def replacing(path: Path) -> Iterator[Path]:
         with open(partial, "rb") as file:  # a power cut after the rename must not leave an empty file
             os.fsync(file.fileno())
         partial.replace(path)
+    except HamletError:
+        raise
     except Exception as error:
-        number = getattr(error, "errno", None) or next(
-            iter(re.findall(r"os error (\d+)", str(error))), 0
-        )  # safetensors
+        told = re.search(r"os error (\d+)", str(error))  # safetensors'
+        number = getattr(error, "errno", None) or (int(told[1]) if told else None)
         if isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < 1 << 16:
             number = errno.ENOSPC  # torch.save does not say why it could not write
         if number and getattr(error, "filename", None) in (None, str(partial)):  # which nobody knows
-            raise OSError(int(number), os.strerror(int(number)), str(path)) from error
+            raise OSError(number, os.strerror(number), str(path)) from error
         raise
     finally:
         partial.unlink(missing_ok=True)

@@ -27,7 +27,7 @@ from hamlet import cli, paths
 from hamlet.artifact import build, run
 from hamlet.artifact.profiles import Run
 from hamlet.distillation import encode_text
-from hamlet.errors import HamletError
+from hamlet.errors import HamletError, printable
 from hamlet.models import create_model, save_model
 from hamlet.training import seed_everything, train
 
@@ -298,6 +298,17 @@ def test_a_file_that_cannot_be_written_whole_is_named_in_one_line(writer, tmp_pa
     assert done.returncode == 1 and not written, (done.stderr, written)
     if writer != "torch":  # which does not say why, unless the disk has no room left
         assert done.stderr.startswith(f"error: {out}/") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_only_what_a_terminal_obeys_is_written_out():
+    assert printable("a\x1b[2J\n\u2028b\udcff") == "a\\x1b[2J\\n\\u2028b\\udcff"
+    kept = "Screenshot 3.45\u202fPM, りんご\u3000青, \U0001f468\u200d\U0001f33e"
+    assert printable(kept) == kept
+
+
+def test_a_mistake_found_while_a_file_is_written_stays_what_it_is(tmp_path):
+    with pytest.raises(HamletError, match="other.safetensors"), paths.replacing(tmp_path / "page.html"):
+        raise HamletError("other.safetensors is damaged (os error 5)")
 
 
 def test_a_disk_without_room_is_named_where_the_writer_does_not_say_so(tmp_path, monkeypatch):
