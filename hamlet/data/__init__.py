@@ -80,7 +80,7 @@ def _listed(name: str, root: Root, limit: int | None, options: dict) -> tuple[Li
     if limit is not None:
         limit = _whole(f"{name}: limit", limit, 1, 1 << 31)
     if root is not None and not Path(root).expanduser().is_dir():
-        raise DataError(f"{name}: root {str(root)!r} is not a folder")
+        raise DataError(f"{name}: root {str(root)!r} is not a folder; name the one that holds the images")
     listing = loaders[name](root, limit, **options)
     rows = listing.rows = limited(listing.rows, limit)
     if "digest" not in rows:

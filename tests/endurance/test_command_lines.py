@@ -307,7 +307,7 @@ def test_only_what_a_terminal_obeys_is_written_out():
 
 
 def test_a_mistake_found_while_a_file_is_written_stays_what_it_is(tmp_path):
-    with pytest.raises(HamletError, match="other.safetensors"), paths.replacing(tmp_path / "page.html"):
+    with pytest.raises(HamletError, match=r"other\.safetensors"), paths.replacing(tmp_path / "page.html"):
         raise HamletError("other.safetensors is damaged (os error 5)")
 
 
