@@ -22,7 +22,7 @@ def number(name: str, value, low: float, high: float) -> float:
     return float(value)
 
 
-def whole(name: str, value, least: int = 1) -> int:
+def whole_number(name: str, value, least: int = 1) -> int:
     """A whole number from ``least``, below 2**31."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value < 2**31:
         raise HamletError(f"{name}: expected a whole number (an integer from {least}), got {value!r}")
@@ -33,7 +33,7 @@ def cutoffs(ks) -> list[int]:
     """The k of P@k and R@k."""
     if isinstance(ks, str) or not hasattr(ks, "__len__") or not len(ks):
         raise HamletError(f"ks: expected several whole numbers such as (1, 5, 10), got {ks!r}")
-    return [whole("ks", k) for k in ks]
+    return [whole_number("ks", k) for k in ks]
 
 
 def rows(values, name: str) -> tuple[np.ndarray | Csr | torch.Tensor, np.ndarray]:

@@ -48,7 +48,7 @@ def load_teacher(name: str = "sentence") -> Teacher:
     if name == "lsa":
         return LatentSemantics()
     if name == "sentence":
-        return Transformer(name, packaged_sentence_encoder(), towers=False)
+        return Transformer(name, None, towers=False)
     if kind in ("hf", "clip") and place:
         return Transformer(name, place, towers=kind == "clip")
     raise HamletError(f"unknown text teacher {name!r}; valid: sentence, lsa, hf:<id or folder>, clip:<id or folder>")
@@ -69,9 +69,12 @@ def packaged_sentence_encoder() -> Path:
 
 
 class Transformer:
-    """A text encoder of transformers: mean of the last hidden states over real tokens, or a CLIP text tower."""
+    """A text encoder of transformers: mean of the last hidden states over real tokens, or a CLIP text tower.
 
-    def __init__(self, name: str, place: str | Path, towers: bool):
+    place: hub id or folder, None for the packaged encoder. It is looked for when the cache does not answer.
+    """
+
+    def __init__(self, name: str, place: str | Path | None, towers: bool):
         self.name, self.place, self.towers, self._loaded = name, place, towers, None
 
     def _load(self):
@@ -81,10 +84,11 @@ class Transformer:
             from transformers.utils import logging
 
             logging.disable_progress_bar()
-            here = Path(self.place).is_dir()
+            place = packaged_sentence_encoder() if self.place is None else self.place
+            here = Path(place).is_dir()
             try:
-                tokenizer = AutoTokenizer.from_pretrained(self.place, local_files_only=here)
-                model = AutoModel.from_pretrained(self.place, local_files_only=here, use_safetensors=True)
+                tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=here)
+                model = AutoModel.from_pretrained(place, local_files_only=here, use_safetensors=True)
             except (OSError, ValueError) as error:
                 raise HamletError(
                     f"text teacher {self.name!r} could not be loaded ({str(error).splitlines()[0]}); where the hub is "

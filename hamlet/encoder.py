@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 from tqdm import tqdm
 
-from hamlet.arguments import whole
+from hamlet.arguments import whole_number
 from hamlet.data.decode import EXTENSIONS, ImageError, decode_many
 from hamlet.errors import HamletError
 from hamlet.evaluation import describe_texts, evaluation_transform
@@ -62,7 +62,7 @@ class Encoder:
             HamletError: a picture that cannot be decoded (it is named), a batch size below 1, or a sentence for a model
                 that was trained without text.
         """
-        batch_size = whole("batch_size", batch_size)
+        batch_size = whole_number("batch_size", batch_size)
         single = isinstance(images, str | Path | bytes | PIL.Image.Image)
         if single or (isinstance(images, np.ndarray) and images.ndim < 4):
             images = [images]

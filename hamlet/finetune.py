@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hamlet.arguments import whole
+from hamlet.arguments import whole_number
 from hamlet.data import load_dataset
 from hamlet.errors import HamletError
 from hamlet.models import create_model, save_model
@@ -47,7 +47,7 @@ def fine_tune(photos: Path, name: str, model: str, epochs: int, file: Path) -> p
     """
     if not re.fullmatch(r"\w[\w.-]*", name) or name == "default":
         raise HamletError(f"name {name!r}: expected letters, digits, '_', '-' and '.', and not 'default'")
-    epochs = whole("epochs", epochs)
+    epochs = whole_number("epochs", epochs)
     data = load_dataset("folder", photos, size=SETTINGS["image_size"], missing_captions="class", split_by="image")
     made = create_model(model, pretrained="packaged", text="proxies")
     done = train(made, data, SETTINGS | {"epochs": epochs}, 0, cache_dir() / "training" / name)

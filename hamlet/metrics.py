@@ -144,7 +144,7 @@ class _Scores:
     """Checked embeddings and their float64 inner products, block of queries by block."""
 
     def __init__(self, query: Matrix, gallery: Matrix | None, exclude, threads: int | None):
-        self.threads = torch.get_num_threads() if threads is None else arguments.whole("threads", threads)
+        self.threads = torch.get_num_threads() if threads is None else arguments.whole_number("threads", threads)
         q, norms = arguments.rows(query, "query")
         g, others = (q, norms) if gallery is None else arguments.rows(gallery, "gallery")
         if q.shape[1] != g.shape[1]:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from hamlet.arguments import number, plain, whole
+from hamlet.arguments import number, plain, whole_number
 from hamlet.errors import HamletError
 
 CHUNK = 1 << 22  # numbers drawn at a time: 32 MB of float64
@@ -60,7 +60,7 @@ def paired_bootstrap(
     if clusters is not None:
         means = bootstrap_means([d], clusters, resamples, seed)[:, 0]
         return percentile_interval(d.mean(), means, level)
-    resamples, rng = whole("resamples", resamples), _generator(seed)
+    resamples, rng = whole_number("resamples", resamples), _generator(seed)
     if d.size == 1:
         return Interval(float(d[0]), np.nan, np.nan)
     result = stats.bootstrap(
@@ -88,7 +88,7 @@ def bootstrap_means(
     over seeds to be alike in all configurations: two or three seeds of one alone say next to nothing about
     it. Where no configuration has two seeds there is no seed part: the intervals are then over queries alone.
     """
-    level, resamples = _level(level), whole("resamples", resamples)
+    level, resamples = _level(level), whole_number("resamples", resamples)
     arrays = [_per_query(v, "values") for v in values]
     if not arrays or len({a.shape[1] for a in arrays}) > 1:
         shapes = [a.shape for a in arrays]
@@ -178,7 +178,7 @@ def randomisation_test(
     on exchangeable queries: averaged over seeds, it does not carry the seeds' uncertainty
     (``nested_bootstrap`` does).
     """
-    d, permutations, rng = _differences(first, second), whole("permutations", permutations), _generator(seed)
+    d, permutations, rng = _differences(first, second), whole_number("permutations", permutations), _generator(seed)
     limit = abs(d.sum()) * (1 - 1e-12) - 1e-14  # a tie counts as extreme, whatever the order of the sum
     extreme, step = 0, max(1, CHUNK // d.size)
     for start in range(0, permutations, step):
@@ -234,7 +234,7 @@ def probability_of_improvement(
     first, second: for each data set, the score of every seed. The interval draws seeds anew within each data
     set (stratified bootstrap); it is NaN where every data set has one seed on each side.
     """
-    level, resamples, rng = _level(level), whole("resamples", resamples), _generator(seed)
+    level, resamples, rng = _level(level), whole_number("resamples", resamples), _generator(seed)
     sides = [plain(first), plain(second)]
     if not all(isinstance(x, list) for x in sides) or not sides[0] or len(sides[0]) != len(sides[1]):
         raise HamletError("first, second: expected, for the same data sets (at least one), a list of scores each")
@@ -258,7 +258,7 @@ def _level(level: float) -> float:
 
 
 def _generator(seed: int) -> np.random.Generator:
-    return np.random.default_rng(whole("seed", seed, least=0))
+    return np.random.default_rng(whole_number("seed", seed, least=0))
 
 
 def _codes(clusters: Sequence, queries: int) -> np.ndarray:

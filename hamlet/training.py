@@ -171,7 +171,8 @@ def freeze_levels(backbone: nn.Module, levels: int) -> list[nn.Module]:
     if not levels:
         return []
     named = dict(backbone.named_parameters())
-    last = backbone.eval()(torch.zeros(2, 3, 64, 64))[levels - 1].sum()
+    images = next(iter(named.values())).new_zeros(2, 3, 64, 64)  # where the weights are
+    last = backbone.eval()(images)[levels - 1].sum()
     reached = torch.autograd.grad(last, list(named.values()), allow_unused=True)
     for parameter, gradient in zip(named.values(), reached, strict=True):
         parameter.requires_grad_(gradient is None)
@@ -234,6 +235,7 @@ class Trainer:
         self.accelerator = Accelerator(
             cpu=self.device.type == "cpu", mixed_precision="no", rng_types=[], kwargs_handlers=[unused]
         )
+        model.to(self.accelerator.device)
         images = TrainingImages(data.train, settings)
         batch, classes = settings["batch_size"], len(images.classes)
         self.per_class = fill_batch(batch, settings["images_per_class"], classes)

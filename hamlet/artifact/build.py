@@ -138,7 +138,7 @@ class Build:
         """
         if not self.to_make and (self.dataset == "scenes" or not self.kept):
             return None
-        settings = self.loaded["parameters"] | self.loaded["datasets"].get(profiles.kind(self.dataset), {})
+        settings = profiles.of_dataset(self.profile, self.dataset)
         try:
             data = load_data(self.dataset, settings)
             self.images = len(data.train)
@@ -181,7 +181,7 @@ class Build:
         free = shutil.disk_usage(next(p for p in (self.base, *self.base.parents) if p.exists())).free / 1e9
         total, source = minutes(work / jobs + estimate["report_seconds"]), "recorded" if walls else "estimated"
         print(f"  about {total} ({source} times), {disk:.1f} GB of disk ({free:.0f} GB free)", flush=True)
-        if self.loaded["parameters"]["device"] in ("auto", "cuda") and not self.kept and not profiles.cards():
+        if profiles.wants_card(self.profile, self.dataset) and not self.kept and not profiles.cards():
             print("  no NVIDIA GPU here: that time is meant for one; a CPU takes many times as long", flush=True)
         if free < disk:
             raise HamletError(f"not enough disk: {disk:.1f} GB wanted at {self.base}, {free:.1f} GB free")
@@ -260,8 +260,7 @@ def folder_slot(options: argparse.Namespace) -> str:
     """The slot of a folder of photos: folder-<name>-<content hash>, so that no two folders share their results."""
     from hamlet.data import decode_size, load_dataset
 
-    loaded = profiles.load_profile(options.profile)
-    settings = loaded["parameters"] | loaded["datasets"].get("folder", {})
+    settings = profiles.of_dataset(options.profile, "folder")
     if not os.environ.get("HAMLET_DATA"):
         raise HamletError("--dataset folder needs --data-root DIR: your images as DIR/<class>/<image>")
     root = Path(os.environ["HAMLET_DATA"]).expanduser().resolve()
@@ -317,9 +316,9 @@ def carry_out(build: Build, jobs: int, options: argparse.Namespace, locks: list[
     return 0
 
 
-def default_jobs(profile: str) -> int:
+def default_jobs(profile: str, dataset: str) -> int:
     """Runs at a time: one per card where the profile may use cards and there are any, else one per core."""
-    on_cards = profiles.load_profile(profile)["parameters"]["device"] in ("auto", "cuda") and profiles.cards()
+    on_cards = profiles.wants_card(profile, dataset) and profiles.cards()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return on_cards or cores
 
@@ -351,7 +350,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     """What the command line asks for; returns the exit code."""
     if options.profile == "all":
-        return everything(options.jobs or default_jobs("quick"), options.dry_run)
+        return everything(options.jobs or default_jobs("quick", "scenes"), options.dry_run)
     if options.data_root:
         if not (root := Path(options.data_root).expanduser()).is_dir():
             raise HamletError(f"data root {options.data_root!r} is not a folder; create it or name another")
@@ -359,7 +358,7 @@ def run(options: argparse.Namespace) -> int:
     if options.dataset == "folder":
         options.dataset = folder_slot(options)
     build = Build(options)
-    jobs = options.jobs or default_jobs(options.profile)
+    jobs = options.jobs or default_jobs(options.profile, options.dataset)
     if options.dry_run:
         if options.fresh:
             print(f"--fresh: what is stored of {', '.join(sorted(build.over))} would be set aside first")

@@ -3,6 +3,8 @@
 A run depends on training, evaluation and distillation, on the modules that register its method and its data set, on
 whatever modules of hamlet these import, on two functions of hamlet.artifact.run, and on the training notebook. A
 package's ``__init__`` only registers, so it is not followed: a change in MACE leaves HAMLET's results as they are.
+Where a change moves no number, such as another name for a function, hamlet.artifact.same shows that by running both
+versions, and stores what it saw in workflow/same_code.json.
 """
 
 import ast
@@ -20,6 +22,7 @@ from hamlet.errors import HamletError
 
 ROOTS = ("training.py", "evaluation.py", "distillation.py")
 FUNCTIONS = ("build_model", "load_data")  # of hamlet.artifact.run; the rest of that module only keeps books
+SAME_CODE = paths.WORKFLOW / "same_code.json"
 NOT_NUMBERS = ("hamlet.errors", "hamlet.paths")
 
 
@@ -48,6 +51,25 @@ def code_hashes(run: Run) -> dict[str, str]:
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     found["notebooks/01_train_evaluate"] = hashlib.sha256(json.dumps(cells).encode()).hexdigest()
     return dict(sorted(found.items()))
+
+
+def same_code(name: str, before: str | None, now: str | None) -> bool:
+    """Whether a module's two hashes are equal, or joined by changes that were shown to move no number."""
+    reached = {before}
+    for old, new in _shown_equal().get(name, []):
+        reached |= {new} if old in reached else {old} if new in reached else set()
+    return now in reached
+
+
+@functools.cache
+def _shown_equal() -> dict[str, list[list[str]]]:
+    """Module -> pairs of hashes, in the order of time, from workflow/same_code.json."""
+    found: dict[str, list[list[str]]] = {}
+    if SAME_CODE.is_file():
+        for change in json.loads(SAME_CODE.read_text(encoding="utf-8")):
+            for name, pair in change["modules"].items():
+                found.setdefault(name, []).append(pair)
+    return found
 
 
 def combined(hashes: dict[str, str]) -> str:

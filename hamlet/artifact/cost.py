@@ -54,9 +54,10 @@ def measure(profile: str, dataset: str, data_root: str = "") -> Path:
 
     A HAMLET whose weights are not there has no row. Raises HamletError where nothing is left to be measured.
     """
-    loaded = profiles.load_profile(profile)
-    repeats, size = loaded["efficiency"]["repeats"], loaded["efficiency"]["image_size"]
-    device, threads = choose_device(loaded["parameters"]["device"]).type, torch.get_num_threads()
+    asked = profiles.load_profile(profile)["efficiency"]
+    repeats, size = asked["repeats"], asked["image_size"]
+    device = choose_device(profiles.of_dataset(profile, dataset)["device"]).type
+    threads = torch.get_num_threads()
     runs = first_runs(profile, dataset)
     stored = {name: read_verified(run.folder / "result.json") for name, run in runs.items()}
     if not stored:

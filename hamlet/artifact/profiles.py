@@ -301,6 +301,18 @@ def _shared(run: Run, parent: str | None) -> Run:
     return other if same and parameters(other) == parameters(run) else run
 
 
+def of_dataset(profile: str, dataset: str) -> dict:
+    """What all runs of a profile on a data set are told, before the model's and the variant's own parameters."""
+    loaded = load_profile(profile)
+    own = loaded["datasets"].get(kind(dataset), {})
+    return loaded["parameters"] | {key: own[key] for key in FIELDS if key in own}
+
+
+def wants_card(profile: str, dataset: str) -> bool:
+    """Whether the runs take a card where there is one."""
+    return of_dataset(profile, dataset)["device"] in ("auto", "cuda")
+
+
 def parameters(run: Run) -> dict:
     """What one run is told: the profile's parameters, then the data set's, the model's and the variant's.
 
@@ -308,12 +320,11 @@ def parameters(run: Run) -> dict:
     variant says ``text: false``, and whatever else runs as a variant with ``text: true``.
     """
     loaded, variant = load_profile(run.profile), load_variants()[run.variant]
-    merged = loaded["parameters"] | loaded["datasets"].get(kind(run.dataset), {})
-    merged |= loaded["models"].get(run.model, {})
+    merged = of_dataset(run.profile, run.dataset) | loaded["models"].get(run.model, {})
     if not variant.get("text", run.model.startswith("hamlet_")):
         merged |= dict.fromkeys(TEXT_WEIGHTS, 0.0)
     merged |= variant["parameters"]
-    return {key: merged[key] for key in FIELDS}
+    return {key: merged[key] for key in FIELDS}  # a model's own "seeds" is no parameter
 
 
 def options(run: Run) -> dict:

@@ -2,6 +2,7 @@
 
 A result answers where its parameters, the content of its data set, the versions of the packages that make numbers
 and the code that made it (hamlet.artifact.code) are those of now. One that does not is "stale": whole, and labelled.
+A machine with a card brings versions of its own: tables tell them, and nothing is compared.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import pandas as pd
 
 from hamlet import paths
 from hamlet.artifact import profiles
-from hamlet.artifact.code import code_hashes
+from hamlet.artifact.code import code_hashes, same_code
 from hamlet.artifact.paper import label
 from hamlet.artifact.profiles import Run
 from hamlet.errors import HamletError
@@ -97,7 +98,7 @@ def differences(run: Run, record: dict, data_hash: str | None = None, settings: 
         told.append(f"options {record['options']} -> {profiles.options(run)}")
     if data_hash and origin.get("dataset_hash") != data_hash:
         told.append("the content of the data set differs")
-    installed, locked = origin.get("versions", {}), locked_versions()
+    installed, locked = {} if origin.get("driver") else origin.get("versions", {}), locked_versions()
     told += [
         f"{name} {installed[name]} -> {' or '.join(sorted(locked[name]))}"
         for name in PACKAGES
@@ -106,7 +107,9 @@ def differences(run: Run, record: dict, data_hash: str | None = None, settings: 
     if "code" not in origin:
         return [*told, "other code: it recorded no hash of each module"]
     now = code_hashes(run)
-    moved = sorted(name for name in now | origin["code"] if now.get(name) != origin["code"].get(name))
+    moved = sorted(
+        name for name in now | origin["code"] if not same_code(name, origin["code"].get(name), now.get(name))
+    )
     return [*told, *([f"other code: {', '.join(moved)}"] if moved else [])]
 
 

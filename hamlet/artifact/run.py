@@ -432,8 +432,7 @@ def prepare(profile: str, dataset: str, data_root: str = "") -> None:
     """Build the decoded cache and the caption embeddings that a profile's runs need."""
     from hamlet.distillation import encode_text
 
-    loaded = profiles.load_profile(profile)
-    settings = loaded["parameters"] | loaded["datasets"].get(profiles.kind(dataset), {})
+    settings = profiles.of_dataset(profile, dataset)
     data = load_data(dataset, settings, data_root)
     if any(settings[weight] > 0 for weight in profiles.TEXT_WEIGHTS):
         encode_text(data.train.captions, settings["text_teacher"])

@@ -173,7 +173,10 @@ def _provenance(records: list[dict]) -> str:
 
     commits = ", ".join(sorted({(record.get("commit") or "unknown")[:10] for record in records}))
     changed = " with uncommitted changes" if any(record.get("dirty") for record in records) else ""
-    return f"Device: {listed('device')}; threads: {listed('threads')}; commit: {commits}{changed}."
+    # a machine with a card brings a PyTorch of its own, other than the lock's
+    torches = sorted({record["versions"]["torch"] for record in records if record.get("driver")})
+    card = f" with PyTorch {', '.join(torches)}" if torches else ""
+    return f"Device: {listed('device')}{card}; threads: {listed('threads')}; commit: {commits}{changed}."
 
 
 def accuracy_caption(results: pd.DataFrame) -> str:

@@ -19,7 +19,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 import hamlet
-from hamlet.arguments import whole
+from hamlet.arguments import whole_number
 from hamlet.errors import HamletError
 from hamlet.search import photos, storage
 
@@ -65,9 +65,9 @@ class Index:
     ):
         if kind not in KINDS:
             raise HamletError(f"unknown kind of index {kind!r}; valid: {', '.join(KINDS)}")
-        self.kind, self.dimension = kind, whole("dimension", dimension)
+        self.kind, self.dimension = kind, whole_number("dimension", dimension)
         self.about = dict(about or {})
-        self.probes, self.effort = whole("probes", probes), whole("effort", effort)
+        self.probes, self.effort = whole_number("probes", probes), whole_number("effort", effort)
         self.items: dict[str, tuple[int, str]] = {}
         self.paths: dict[int, str] = {}
         self.next_id, self.store, self.version, self.changes = 0, None, None, Changes()
@@ -183,7 +183,7 @@ class Index:
 
     def query(self, descriptors: np.ndarray, k: int = 10) -> pd.DataFrame:
         """The k best photos of every query: a frame with query, rank (from 1), id, path, score, best first."""
-        rows, k = self._rows(descriptors), min(whole("k", k), len(self))
+        rows, k = self._rows(descriptors), min(whole_number("k", k), len(self))
         scores, ids = self._nearest(rows, k) if k else (np.zeros((len(rows), 0)),) * 2
         asked, rank = np.indices(ids.shape)
         found = pd.DataFrame({"query": asked.ravel(), "rank": rank.ravel() + 1, "id": ids.ravel().astype(int)})

@@ -1,0 +1,106 @@
+"""Show that a change of code moves no number: repeat a small part of every kind of stored run with both versions.
+
+``python -m hamlet.artifact.same COMMIT`` makes, with the code of COMMIT and with the present one, one run of each
+configuration that results/ holds, an epoch over a few images a class. Where all metrics, all text scores and every bit
+of the weights agree, the pairs of hashes of the modules that changed are added to workflow/same_code.json, so that what
+was made before the change answers to the code after it. Where anything differs it says what and writes nothing.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from hamlet import paths
+from hamlet.artifact import profiles
+from hamlet.artifact.code import SAME_CODE
+from hamlet.artifact.profiles import Run
+from hamlet.artifact.results import stored_datasets, stored_runs
+from hamlet.errors import HamletError, one_line
+
+# little work, and every kind of step: training, validation, the average of weights, metrics, words
+SMALL = {"epochs": 1, "limit": 4, "device": "cpu"}
+
+
+def every_kind() -> list[Run]:
+    """The stored runs of the lowest seed, one a configuration of a profile and one a data set."""
+    stored = [
+        r for p in profiles.profile_names() if p != "smoke" for d in stored_datasets(p) for r in stored_runs(p, d)
+    ]
+    configurations = {(run.profile, run.model, run.variant): run for run in sorted(stored, reverse=True)}
+    seen = {run.dataset for run in configurations.values()}
+    others = {run.dataset: run for run in sorted(stored, reverse=True) if run.dataset not in seen}
+    return sorted({*configurations.values(), *others.values()})
+
+
+def outcome(tree: Path, run: Run, folder: Path) -> dict:
+    """What a small version of the run comes to with the code of ``tree``; its numbers and the hash of its weights."""
+    command = [sys.executable, "-m", "hamlet.artifact.run", "--profile", run.profile, "--dataset", run.dataset]
+    command += ["--model", run.model, "--variant", run.variant, "--seed", str(run.seed), "--output", str(folder)]
+    command += [part for name, value in SMALL.items() for part in ("--set", f"{name}={value}")]
+    environment = os.environ | {"PYTHONPATH": str(tree), "HAMLET_CACHE": str(paths.cache_dir())}
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise HamletError(
+            f"{run.profile}/{run.dataset} {run} in {tree}: {(done.stderr.strip() or ' ').splitlines()[-1]}"
+        )
+    record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    numbers = {key: record.get(key) for key in ("metrics", "untrained", "words")}
+    numbers["loss"] = record["training"]["final_loss"]
+    return {**numbers, "weights": paths.sha256(folder / "model.safetensors"), "code": record["provenance"]["code"]}
+
+
+def show(commit: str, jobs: int) -> Path:
+    """Compare the code of ``commit`` with the present one; returns the file that holds the evidence.
+
+    Raises HamletError where a run differs, naming it and what differs, or where no module does.
+    """
+    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(jobs) as pool:
+        before = Path(temporary) / "before"
+        subprocess.run(["git", "worktree", "add", "--detach", "-q", before, commit], cwd=paths.ROOT, check=True)
+        try:
+            runs = every_kind()
+            trees = {"before": before, "now": paths.ROOT}
+            made = {
+                (run, name): pool.submit(outcome, tree, run, Path(temporary) / f"{name}-{i}")
+                for i, run in enumerate(runs) for name, tree in trees.items()
+            }  # fmt: skip
+            modules, weights = {}, {}
+            for run in tqdm(runs, desc="both versions", unit="run"):
+                old, new = (made[run, name].result() for name in trees)
+                apart = [key for key in old if key != "code" and old[key] != new[key]]
+                where = f"{run.profile}/{run.dataset}/{run}"
+                if apart:
+                    pool.shutdown(cancel_futures=True)
+                    raise HamletError(
+                        f"{where}: other {', '.join(apart)} than with {commit}; its results must be made again"
+                    )
+                pairs = {name: [old["code"].get(name), value] for name, value in new["code"].items()}
+                modules |= {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+                weights[where] = new["weights"]
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", before], cwd=paths.ROOT, check=True)
+    if not modules:
+        raise HamletError(f"no module that makes numbers differs from {commit}: there is nothing to show")
+    known = json.loads(SAME_CODE.read_text(encoding="utf-8")) if SAME_CODE.is_file() else []
+    paths.write_json(SAME_CODE, [*known, {"compared_with": commit, **SMALL, "modules": modules, "weights": weights}])
+    return SAME_CODE
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m hamlet.artifact.same", description=__doc__.splitlines()[0])
+    parser.add_argument("commit", help="a commit before the change")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    given = parser.parse_args(arguments)
+    with one_line(arguments):
+        print(f"the same numbers: {show(given.commit, given.jobs)}")
+
+
+if __name__ == "__main__":
+    main()
