@@ -235,6 +235,11 @@ class Trainer:
         self.accelerator = Accelerator(
             cpu=self.device.type == "cpu", mixed_precision="no", rng_types=[], kwargs_handlers=[unused]
         )
+        if (kept := self.accelerator.device.type) != self.device.type:
+            raise HamletError(
+                f"device {self.device.type!r}: this process has trained on {kept!r} before, and "
+                "accelerate keeps one device a process; start a new process, or restart the notebook's kernel"
+            )
         model.to(self.accelerator.device)
         images = TrainingImages(data.train, settings)
         batch, classes = settings["batch_size"], len(images.classes)

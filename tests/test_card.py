@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hamlet import evaluation, training
 from hamlet.distillation import TextTargets
 from hamlet.encoder import load
+from hamlet.errors import HamletError
 from hamlet.models import create_model, list_methods, save_model
 
 on_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -29,6 +31,28 @@ def imagine_on_card(module: torch.nn.Module, card: FakeTensorMode) -> None:
         for name, tensor in list(part._buffers.items()):
             if tensor is not None:
                 part._buffers[name] = moved(tensor)
+
+
+@pytest.fixture
+def new_process():
+    """accelerate keeps the device that a process trained on first; what it keeps is forgotten, as in a new one."""
+
+    def forget():
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+    forget()
+    yield forget
+    forget()
+
+
+def test_a_process_that_trained_elsewhere_says_so(toy_data, settings, tmp_path, monkeypatch, new_process):
+    """Before, a run that asked for a card trained on the processor without a word."""
+    model = create_model("gem", backbone="test_resnet")
+    training.train(model, toy_data, settings | {"epochs": 1}, 0, tmp_path / "first")
+    monkeypatch.setattr(training, "choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(training, "uses_bf16", lambda *_: False)
+    with pytest.raises(HamletError, match=r"has trained on 'cpu' before.*start a new process"):
+        training.train(model, toy_data, settings | {"device": "cuda"}, 0, tmp_path / "second")
 
 
 @pytest.mark.parametrize("method", list_methods())
@@ -57,11 +81,12 @@ def test_no_tensor_of_a_training_step_stays_behind(method, settings, monkeypatch
 @pytest.mark.cuda
 @on_card
 @pytest.mark.parametrize("method", list_methods())
-def test_training_on_a_card_ends_near_the_cpu(method, toy_data, settings, tmp_path):
+def test_training_on_a_card_ends_near_the_cpu(method, toy_data, settings, tmp_path, new_process):
     """One epoch with every text term and held-back levels; and descriptors of the same weights on both."""
     settings = settings | TEXT | {"text_teacher": "lsa", "epochs": 1, "frozen_levels": 2, "backbone_share": 0.85}
     losses, models = {}, {}
     for device in ("cpu", "cuda"):
+        new_process()
         training.seed_everything(0)
         models[device] = create_model(method, backbone="test_resnet", text="both", text_dim=64)
         trained = training.train(models[device], toy_data, settings | {"device": device}, 0, tmp_path / device)
@@ -78,7 +103,7 @@ def test_training_on_a_card_ends_near_the_cpu(method, toy_data, settings, tmp_pa
 
 @pytest.mark.cuda
 @on_card
-def test_a_killed_training_goes_on_on_a_card(toy_data, settings, tmp_path, monkeypatch):
+def test_a_killed_training_goes_on_on_a_card(toy_data, settings, tmp_path, monkeypatch, new_process):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     settings, epoch = settings | {"epochs": 3, "device": "cuda"}, training.Trainer._epoch
 

@@ -1,7 +1,7 @@
 """Show that a change of code moves no number: repeat a small part of every kind of stored run with both versions.
 
-``python -m hamlet.artifact.same COMMIT`` makes, with the code of COMMIT and with the present one, one run of each
-configuration that results/ holds, an epoch over a few images a class. Where all metrics, all text scores and every bit
+``python -m hamlet.artifact.same COMMIT...`` makes one run of each configuration in results/, an epoch over a few
+images a class, with the code of each COMMIT and with the present one. Where all metrics, all text scores and every bit
 of the weights agree, the pairs of hashes of the modules that changed are added to workflow/same_code.json, so that what
 was made before the change answers to the code after it. Where anything differs it says what and writes nothing.
 """
@@ -56,46 +56,47 @@ def outcome(tree: Path, run: Run, folder: Path) -> dict:
     return {**numbers, "weights": paths.sha256(folder / "model.safetensors"), "code": record["provenance"]["code"]}
 
 
-def show(commit: str, jobs: int) -> Path:
-    """Compare the code of ``commit`` with the present one; returns the file that holds the evidence.
+def show(commits: list[str], jobs: int) -> Path:
+    """Compare the code of each commit with the present one; returns the file that holds the evidence.
 
     Raises HamletError where a run differs, naming it and what differs, or where no module does.
     """
+    runs, modules, weights = every_kind(), {commit: {} for commit in commits}, {}
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(jobs) as pool:
-        before = Path(temporary) / "before"
-        subprocess.run(["git", "worktree", "add", "--detach", "-q", before, commit], cwd=paths.ROOT, check=True)
+        trees = {commit: Path(temporary) / commit for commit in commits}
         try:
-            runs = every_kind()
-            trees = {"before": before, "now": paths.ROOT}
-            made = {
-                (run, name): pool.submit(outcome, tree, run, Path(temporary) / f"{name}-{i}")
-                for i, run in enumerate(runs) for name, tree in trees.items()
-            }  # fmt: skip
-            modules, weights = {}, {}
-            for run in tqdm(runs, desc="both versions", unit="run"):
-                old, new = (made[run, name].result() for name in trees)
-                apart = [key for key in old if key != "code" and old[key] != new[key]]
-                where = f"{run.profile}/{run.dataset}/{run}"
-                if apart:
-                    pool.shutdown(cancel_futures=True)
-                    raise HamletError(
-                        f"{where}: other {', '.join(apart)} than with {commit}; its results must be made again"
-                    )
-                pairs = {name: [old["code"].get(name), value] for name, value in new["code"].items()}
-                modules |= {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-                weights[where] = new["weights"]
+            for commit, tree in trees.items():
+                subprocess.run(["git", "worktree", "add", "--detach", "-q", tree, commit], cwd=paths.ROOT, check=True)
+            trees["now"] = paths.ROOT
+            small = [
+                {name: pool.submit(outcome, tree, run, Path(temporary) / f"{name}-{i}") for name, tree in trees.items()}
+                for i, run in enumerate(runs)
+            ]
+            for run, made in zip(runs, tqdm(small, desc="small runs", unit="configuration"), strict=True):
+                now, where = made["now"].result(), f"{run.profile}/{run.dataset}/{run}"
+                weights[where] = now["weights"]
+                for commit in commits:
+                    old = made[commit].result()
+                    if apart := [key for key in old if key != "code" and old[key] != now[key]]:
+                        what = ", ".join(apart)
+                        raise HamletError(f"{where}: other {what} than with {commit}; its results must be made again")
+                    pairs = {name: [old["code"].get(name), value] for name, value in now["code"].items()}
+                    modules[commit] |= {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
         finally:
-            subprocess.run(["git", "worktree", "remove", "--force", before], cwd=paths.ROOT, check=True)
-    if not modules:
-        raise HamletError(f"no module that makes numbers differs from {commit}: there is nothing to show")
+            pool.shutdown(cancel_futures=True)
+            for commit in commits:
+                subprocess.run(["git", "worktree", "remove", "--force", trees[commit]], cwd=paths.ROOT, check=False)
+    if not any(modules.values()):
+        raise HamletError(f"no module that makes numbers differs from {', '.join(commits)}: there is nothing to show")
     known = json.loads(SAME_CODE.read_text(encoding="utf-8")) if SAME_CODE.is_file() else []
-    paths.write_json(SAME_CODE, [*known, {"compared_with": commit, **SMALL, "modules": modules, "weights": weights}])
+    new = [{"compared_with": commit, **SMALL, "modules": modules[commit], "weights": weights} for commit in commits]
+    paths.write_json(SAME_CODE, [*known, *new])
     return SAME_CODE
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m hamlet.artifact.same", description=__doc__.splitlines()[0])
-    parser.add_argument("commit", help="a commit before the change")
+    parser.add_argument("commit", nargs="+", help="a commit before the change")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args(arguments)
     with one_line(arguments):
