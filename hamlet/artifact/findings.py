@@ -124,3 +124,15 @@ def language(table: pd.DataFrame) -> list[str]:
         told = "untested, since single queries were not kept" if pd.isna(row.p) else sure(row, row.p, "p")
         said.append(f"Over shuffled captions, true ones are worth {row.difference:+.4f} {what[row.metric]} ({told}).")
     return said or ["HAMLET with shuffled captions has not been run, so nothing can be said of its text."]
+
+
+def machines(twice: pd.DataFrame) -> list[str]:
+    """From `results.trained_twice`: what the same training comes to on another machine."""
+    if twice.empty:
+        return ["No run was made on two machines, so nothing can be said of what a machine is worth."]
+    apart, pairs = twice["mAP"] - twice["other_mAP"], twice.groupby(["device", "other_device"])
+    names = " and ".join(f"{one} against {other}" for one, other in pairs.groups)
+    return [
+        f"{len(twice)} runs were made twice, on {names}: mAP differs by {apart.mean():+.4f} on average, "
+        f"a single run by {apart.abs().mean():.4f} in the mean and {apart.abs().max():.4f} at most."
+    ]

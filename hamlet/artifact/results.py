@@ -92,8 +92,9 @@ def differences(run: Run, record: dict, data_hash: str | None = None, settings: 
     asked, told = settings or profiles.parameters(run), []
     defaults = {key: field.default for key, field in profiles.FIELDS.items() if field.default is not ...}
     before, origin = defaults | record["parameters"], record["provenance"]
-    changed = sorted(key for key in asked | before if asked.get(key) != before.get(key))
-    told += [f"{key} {before.get(key)!r} -> {asked.get(key)!r}" for key in changed]
+    changed = {key for key in asked | before if asked.get(key) != before.get(key)}
+    changed -= {"device"} if asked["device"] == "auto" else set()  # any answers it; provenance names the one
+    told += [f"{key} {before.get(key)!r} -> {asked.get(key)!r}" for key in sorted(changed)]
     if "options" in record and record["options"] != profiles.options(run):
         told.append(f"options {record['options']} -> {profiles.options(run)}")
     if data_hash and origin.get("dataset_hash") != data_hash:
@@ -176,6 +177,26 @@ def _row(run: Run, content: dict) -> dict:
         "untrained_mAP": content.get("untrained", {}).get("default", {}).get("mAP"),
         **{"stale": bool(why), "stale_why": "; ".join(why), "folder": run.folder, "result": content},
     }
+
+
+def trained_twice(profile: str, dataset: str) -> pd.DataFrame:
+    """Runs of a profile that the one it extends has too, made on another machine: run, seed, device and mAP of each
+    (device, other_device, mAP, other_mAP). Both differ by nothing else, so they show what a machine is worth."""
+    parent, rows = profiles.load_profile(profile).get("extends"), []
+    for run in stored_runs(profile, dataset) if parent else []:
+        other = Run(parent, *list(vars(run).values())[1:])
+        if run.profile != profile or not (other.folder / "result.json").is_file():
+            continue
+        one, two = (read_verified(r.folder / "result.json") for r in (run, other))
+        devices, scores = ([f(r) for r in (one, two)] for f in (_device, lambda r: r["metrics"]["default"]["mAP"]))
+        same = {**one["parameters"], "device": ""} == {**two["parameters"], "device": ""}
+        if same and devices[0] != devices[1]:
+            rows.append((run.run_name, run.seed, *devices, *scores))
+    return pd.DataFrame(rows, columns=["run", "seed", "device", "other_device", "mAP", "other_mAP"])
+
+
+def _device(record: dict) -> str:
+    return record["provenance"]["device"]
 
 
 def load_efficiency(profile: str, dataset: str) -> dict:

@@ -117,3 +117,15 @@ def test_committed_results_give_sentences(dataset):
     said = [*findings.accuracy(accuracy), *findings.cost(cost), *findings.tradeoff(points), *findings.backbones(pairs)]
     said += findings.ablation(claims.comparisons("quick", dataset, ablation=True, resamples=200))
     assert len(said) > 14 and not any("nan" in sentence for sentence in said)
+
+
+def test_machines_are_compared_by_the_size_of_single_differences():
+    """Differences that cancel are told all the same."""
+    columns = ["run", "seed", "device", "other_device", "mAP", "other_mAP"]
+    rows = [("gem", 0, "Card", "CPU", 0.52, 0.50), ("gem", 1, "Card", "CPU", 0.50, 0.53)]
+    (said,) = findings.machines(pd.DataFrame(rows, columns=columns))
+    assert said == (
+        "2 runs were made twice, on Card against CPU: mAP differs by -0.0050 on average, "
+        "a single run by 0.0250 in the mean and 0.0300 at most."
+    )
+    assert "No run" in findings.machines(pd.DataFrame(columns=columns))[0]

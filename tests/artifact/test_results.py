@@ -7,7 +7,7 @@ import pytest
 import stored
 
 from hamlet import paths
-from hamlet.artifact import results
+from hamlet.artifact import code, results
 from hamlet.artifact.code import code_hashes
 from hamlet.artifact.profiles import Run, options, parameters
 
@@ -75,6 +75,52 @@ def test_what_was_made_otherwise_is_stale_and_says_why(record, keys, value, why)
 def test_packages_that_make_no_number_may_change(record):
     change(record, "provenance", "versions", to={"torch": "2.13.0", "mkdocs": "0.1", "pandas": "1.0"})
     assert results.check_result(RUN)[0] == "sound"
+
+
+def test_a_machine_with_a_card_has_versions_of_its_own(record):
+    change(record, "provenance", "versions", to={"torch": "2.11.0+cu130"})
+    assert results.check_result(RUN)[0] == "stale"
+    change(record, "provenance", "driver", to="13.0")
+    assert results.check_result(RUN) == ("sound", "")
+
+
+def test_auto_is_answered_by_any_device_and_a_named_one_by_itself(record):
+    change(record, "parameters", "device", to="auto")
+    assert results.check_result(RUN) == ("stale", "device 'auto' -> 'cpu'")
+    change(record, "parameters", "device", to="cpu")
+    assert results.check_result(RUN, settings=parameters(RUN) | {"device": "auto"}) == ("sound", "")
+
+
+def test_a_change_that_was_shown_to_move_no_number_leaves_a_result_sound(record, tmp_path, monkeypatch):
+    shown, now = tmp_path / "same_code.json", record["provenance"]["code"]["hamlet.models.gem"]
+    monkeypatch.setattr(code, "SAME_CODE", shown)
+    code._shown_equal.cache_clear()
+    change(record, "provenance", "code", "hamlet.models.gem", to="first")
+    assert results.check_result(RUN)[0] == "stale"
+    pairs = [{"modules": {"hamlet.models.gem": pair}} for pair in (["first", "second"], ["second", now])]
+    shown.write_text(json.dumps(pairs))
+    code._shown_equal.cache_clear()
+    assert results.check_result(RUN) == ("sound", "")
+    change(record, "provenance", "code", "hamlet.training", to="first")  # shown for another module
+    assert results.check_result(RUN) == ("stale", "other code: hamlet.training")
+    code._shown_equal.cache_clear()
+
+
+def test_runs_made_on_two_machines_are_set_side_by_side(record, tmp_path):
+    """The same configuration and seed in a profile and in the one that it extends, nothing else being different."""
+    assert results.trained_twice("smoke", "scenes").empty  # extends none
+    for profile, device, score in (("pretrained", "CPU (A)", 0.5), ("ablation", "Card B", 0.6)):
+        run = Run(profile, "scenes", "gem_efficientnetlite0", "default", 0)
+        run.folder.mkdir(parents=True)
+        told = {"run": vars(run), "parameters": parameters(run), "files": {}}
+        told["metrics"] = {"default": record["metrics"]["default"] | {"mAP": score}}
+        told["provenance"] = record["provenance"] | {"device": device, "code": code_hashes(run)}
+        stored.seal(told, run.folder / "result.json")
+    twice = results.trained_twice("ablation", "scenes")
+    assert list(twice.iloc[0]) == ["gem_efficientnetlite0", 0, "Card B", "CPU (A)", 0.6, 0.5]
+    change(told, "parameters", "epochs", to=1)
+    stored.seal({k: v for k, v in told.items() if k != "digest"}, run.folder / "result.json")
+    assert results.trained_twice("ablation", "scenes").empty
 
 
 def test_changed_data_and_results_without_a_hash_of_each_module_are_stale(record):
