@@ -25,18 +25,18 @@ from hamlet.artifact.results import stored_datasets, stored_runs
 from hamlet.errors import HamletError, one_line
 
 # little work, and every kind of step: training, validation, the average of weights, metrics, words
-SMALL = {"epochs": 1, "limit": 4, "device": "cpu"}
+SMALL = {"epochs": 1, "limit": 4, "warmup": 0.5, "device": "cpu"}
 
 
 def every_kind() -> list[Run]:
-    """The stored runs of the lowest seed, one a configuration of a profile and one a data set."""
+    """Stored runs of the lowest seed: one for each method and variant of a profile, and one for each data set."""
     stored = [
         r for p in profiles.profile_names() if p != "smoke" for d in stored_datasets(p) for r in stored_runs(p, d)
     ]
-    configurations = {(run.profile, run.model, run.variant): run for run in sorted(stored, reverse=True)}
-    seen = {run.dataset for run in configurations.values()}
+    kinds = {(r.profile, r.model.partition("_")[0], r.variant): r for r in sorted(stored, reverse=True)}
+    seen = {run.dataset for run in kinds.values()}
     others = {run.dataset: run for run in sorted(stored, reverse=True) if run.dataset not in seen}
-    return sorted({*configurations.values(), *others.values()})
+    return sorted({*kinds.values(), *others.values()})
 
 
 def outcome(tree: Path, run: Run, folder: Path) -> dict:
