@@ -97,14 +97,13 @@ def test_no_path_of_a_machine(notebook):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_no_table_is_cut_off_in_a_page_of_1200_pixels(path, browser, tmp_path):
-    """But one: the settings of 01_train_evaluate lie in one row, and its cells are part of what made each result."""
     (tmp_path / "page.html").write_text(HTMLExporter().from_filename(str(path))[0], encoding="utf-8")
     browser.set_window_size(1200, 900)
     browser.get((tmp_path / "page.html").as_uri())
     inside = "[...document.querySelectorAll('table')].map(t => [t.scrollWidth, t.parentElement.clientWidth])"
     tables = browser.execute_script(f"return {inside}")
     wide = [table for table in tables if table[0] > table[1] + 2]
-    assert len(wide) == (path.stem == "01_train_evaluate"), (wide, tables)
+    assert tables and not wide
 
 
 @pytest.mark.parametrize("name", REPORTING)

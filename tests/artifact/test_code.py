@@ -55,7 +55,7 @@ def test_prose_costs_nothing_and_code_does(tree):
 def test_the_training_notebooks_code_counts_and_its_outputs_do_not(tree):
     before = code.code_hashes(GEM)
     assert tree("notebooks/01_train_evaluate.ipynb", '"outputs": [', '"outputs": [ ') == before
-    after = tree("notebooks/01_train_evaluate.ipynb", "trained.curves.round(4)", "trained.curves.round(5)")
+    after = tree("notebooks/01_train_evaluate.ipynb", "trained.curves.tail(6).T.round(4)", "trained.curves.round(5)")
     assert [name for name in after if after[name] != before[name]] == ["notebooks/01_train_evaluate"]
 
 
