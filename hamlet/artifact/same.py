@@ -29,27 +29,32 @@ SMALL = {"epochs": 1, "limit": 4, "warmup": 0.5, "device": "cpu"}
 
 
 def every_kind() -> list[Run]:
-    """Stored runs of the lowest seed: one for each method and variant of a profile, and one for each data set."""
+    """Stored runs of the lowest seed: one for each method and variant, for each profile and each data set."""
     stored = [
         r for p in profiles.profile_names() if p != "smoke" for d in stored_datasets(p) for r in stored_runs(p, d)
     ]
-    kinds = {(r.profile, r.model.partition("_")[0], r.variant): r for r in sorted(stored, reverse=True)}
-    seen = {run.dataset for run in kinds.values()}
-    others = {run.dataset: run for run in sorted(stored, reverse=True) if run.dataset not in seen}
-    return sorted({*kinds.values(), *others.values()})
+    kinds, chosen = (lambda r: (r.model.partition("_")[0], r.variant), lambda r: r.profile, lambda r: r.dataset), set()
+    for kind in kinds:
+        seen = {kind(run) for run in chosen}
+        chosen |= set({kind(run): run for run in sorted(stored, reverse=True) if kind(run) not in seen}.values())
+    return sorted(chosen)
+
+
+def as_yaml(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def outcome(tree: Path, run: Run, folder: Path) -> dict:
     """What a small version of the run comes to with the code of ``tree``; its numbers and the hash of its weights."""
     command = [sys.executable, "-m", "hamlet.artifact.run", "--profile", run.profile, "--dataset", run.dataset]
     command += ["--model", run.model, "--variant", run.variant, "--seed", str(run.seed), "--output", str(folder)]
-    command += [part for name, value in SMALL.items() for part in ("--set", f"{name}={value}")]
+    told = profiles.parameters(run) | SMALL  # the present ones, whatever the other tree's profile says
+    command += [part for name, value in told.items() for part in ("--set", f"{name}={as_yaml(value)}")]
     environment = os.environ | {"PYTHONPATH": str(tree), "HAMLET_CACHE": str(paths.cache_dir())}
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise HamletError(
-            f"{run.profile}/{run.dataset} {run} in {tree}: {(done.stderr.strip() or ' ').splitlines()[-1]}"
-        )
+        last = (done.stderr.strip() or " ").splitlines()[-1]
+        raise HamletError(f"{run.profile}/{run.dataset} {run} in {tree}: {last}")
     record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     numbers = {key: record.get(key) for key in ("metrics", "untrained", "words")}
     numbers["loss"] = record["training"]["final_loss"]
