@@ -152,9 +152,11 @@ class Build:
     def announce(self, jobs: int) -> None:
         """Say what is there, what will be made and why, how long it takes and how much disk."""
         estimate, walls = self.loaded["estimate"], {}
+        on_card = profiles.wants_card(self.profile, self.dataset) and profiles.cards() > 0
         for run in self.kept:
-            record = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
-            walls.setdefault(run.run_name, []).append(float(record["provenance"]["wall_seconds"]))
+            origin = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))["provenance"]
+            if bool(origin.get("driver")) == on_card:  # a card's minutes say nothing of a processor's
+                walls.setdefault(run.run_name, []).append(float(origin["wall_seconds"]))
         everything = [seconds for several in walls.values() for seconds in several]
         guess = max(STARTING, estimate["run_seconds"] * self.images / estimate["images"])
         typical = [statistics.median(everything or [guess])]

@@ -180,23 +180,19 @@ def _row(run: Run, content: dict) -> dict:
 
 
 def trained_twice(profile: str, dataset: str) -> pd.DataFrame:
-    """Runs of a profile that the one it extends has too, made on another machine: run, seed, device and mAP of each
-    (device, other_device, mAP, other_mAP). Both differ by nothing else, so they show what a machine is worth."""
+    """Runs of a profile that the one it extends has too, made on another machine: run, seed, device, other_device, mAP,
+    other_mAP. Nothing else differs, so they show what a machine is worth."""
     parent, rows = profiles.load_profile(profile).get("extends"), []
     for run in stored_runs(profile, dataset) if parent else []:
         other = Run(parent, *list(vars(run).values())[1:])
         if run.profile != profile or not (other.folder / "result.json").is_file():
             continue
-        one, two = (read_verified(r.folder / "result.json") for r in (run, other))
-        devices, scores = ([f(r) for r in (one, two)] for f in (_device, lambda r: r["metrics"]["default"]["mAP"]))
-        same = {**one["parameters"], "device": ""} == {**two["parameters"], "device": ""}
-        if same and devices[0] != devices[1]:
+        here, there = (read_verified(r.folder / "result.json") for r in (run, other))
+        devices = [result["provenance"]["device"] for result in (here, there)]
+        scores = [result["metrics"]["default"]["mAP"] for result in (here, there)]
+        if here["parameters"] | {"device": ""} == there["parameters"] | {"device": ""} and devices[0] != devices[1]:
             rows.append((run.run_name, run.seed, *devices, *scores))
     return pd.DataFrame(rows, columns=["run", "seed", "device", "other_device", "mAP", "other_mAP"])
-
-
-def _device(record: dict) -> str:
-    return record["provenance"]["device"]
 
 
 def load_efficiency(profile: str, dataset: str) -> dict:

@@ -40,7 +40,8 @@ def every_kind() -> list[Run]:
     return sorted(chosen)
 
 
-def as_yaml(value: object) -> str:
+def written(value: object) -> str:
+    """A value as --set takes it."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -49,7 +50,7 @@ def outcome(tree: Path, run: Run, folder: Path) -> dict:
     command = [sys.executable, "-m", "hamlet.artifact.run", "--profile", run.profile, "--dataset", run.dataset]
     command += ["--model", run.model, "--variant", run.variant, "--seed", str(run.seed), "--output", str(folder)]
     told = profiles.parameters(run) | SMALL  # the present ones, whatever the other tree's profile says
-    command += [part for name, value in told.items() for part in ("--set", f"{name}={as_yaml(value)}")]
+    command += [part for name, value in told.items() for part in ("--set", f"{name}={written(value)}")]
     environment = os.environ | {"PYTHONPATH": str(tree), "HAMLET_CACHE": str(paths.cache_dir())}
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

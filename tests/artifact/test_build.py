@@ -8,7 +8,7 @@ import pytest
 import stored
 from PIL import Image
 
-from hamlet.artifact import build
+from hamlet.artifact import build, profiles
 
 
 @pytest.fixture
@@ -37,6 +37,15 @@ def test_the_time_told_beforehand_goes_with_the_number_of_photos(photos, tmp_pat
         assert build.main([*command, "--seeds", "1", "--jobs", "1"]) == 0
         told.append(int(re.search(r"about (\d+) min \(estimated", capsys.readouterr().out)[1]))
     assert told[0] < 8 < told[1] < 25
+
+
+@pytest.mark.parametrize(("cards", "source"), [(0, "estimated"), (1, "recorded")])
+def test_the_time_of_a_card_is_no_estimate_for_a_processor(monkeypatch, capsys, cards, source):
+    """All stored runs of the ablation on scenes were made on a card."""
+    monkeypatch.setattr(profiles, "cards", lambda: cards)
+    monkeypatch.setattr(build.Build, "data_hash", lambda self: None)
+    assert build.main(["ablation", "--dataset", "scenes", "--seeds", "4", "--jobs", "1", "--dry-run"]) == 0
+    assert f"min ({source} times)" in capsys.readouterr().out
 
 
 def test_a_measurement_is_not_given_up_for_one_without_hamlet(tmp_path, monkeypatch):
