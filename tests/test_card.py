@@ -5,6 +5,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torchvision.transforms import v2
 
 from hamlet import evaluation, training
 from hamlet.distillation import TextTargets
@@ -81,14 +82,20 @@ def test_no_tensor_of_a_training_step_stays_behind(method, settings, monkeypatch
 @pytest.mark.cuda
 @on_card
 @pytest.mark.parametrize("method", list_methods())
-def test_training_on_a_card_ends_near_the_cpu(method, toy_data, settings, tmp_path, new_process):
-    """One epoch with every text term and held-back levels; and descriptors of the same weights on both."""
+def test_training_on_a_card_ends_near_the_cpu(method, toy_data, settings, tmp_path, monkeypatch, new_process):
+    """One epoch with every text term and held-back levels; and descriptors of the same weights on both.
+
+    Without what is drawn at random elsewhere on a card (crops by the loader's workers, HAMLET's mask by the card): it
+    alone moves the loss of so few images by up to 15%.
+    """
+    monkeypatch.setattr(training, "training_transform", lambda size, scale: v2.Resize(size))
     settings = settings | TEXT | {"text_teacher": "lsa", "epochs": 1, "frozen_levels": 2, "backbone_share": 0.85}
     losses, models = {}, {}
     for device in ("cpu", "cuda"):
         new_process()
         training.seed_everything(0)
-        models[device] = create_model(method, backbone="test_resnet", text="both", text_dim=64)
+        options = {"keep_ratio": 1.0} if method == "hamlet" else {}
+        models[device] = create_model(method, backbone="test_resnet", text="both", text_dim=64, **options)
         trained = training.train(models[device], toy_data, settings | {"device": device}, 0, tmp_path / device)
         losses[device] = trained.curves["loss"].iloc[-1]
         assert trained.device.type == device
