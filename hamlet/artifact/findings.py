@@ -136,3 +136,24 @@ def machines(twice: pd.DataFrame) -> list[str]:
         f"{len(twice)} runs were made twice, on {names}: mAP differs by {apart.mean():+.4f} on average, "
         f"a single run by {apart.abs().mean():.4f} in the mean and {apart.abs().max():.4f} at most."
     ]
+
+
+def inside(table: pd.DataFrame) -> list[str]:
+    """From `results.load_inside`: what gate, blocks and tokens do in each trained HAMLET."""
+    said = []
+    for name, rows in table.groupby("label", sort=False):
+        size, gate = rows["update"].mean(), rows[["gate_entropy", "gate_spread"]].mean()
+        told = f"{name}: a block changes a token by {size:.0%} of its length"
+        if gate.notna().all():
+            told += (
+                f"; the gates' entropy is {gate.iloc[0]:.2f} of the uniform's, and between images a weight varies by"
+            )
+            told += f" {gate.iloc[1]:.2f}"
+        least = rows.groupby("part", sort=False)["cosine"].mean()
+        idle = [part for part, cosine in least.items() if cosine > 0.99]
+        said.append(
+            f"{told}. Taken out without moving a descriptor (cosine above 0.99): {', '.join(idle) or 'no part'}."
+        )
+    return said or [
+        "Nothing was measured inside a trained HAMLET here: workflow/inside.py does, where its weights are."
+    ]

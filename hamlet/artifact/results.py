@@ -201,3 +201,16 @@ def load_efficiency(profile: str, dataset: str) -> dict:
     if not path.is_file():
         raise NoResult(f"{path} is not there: ./run_all.sh {profile} --dataset {dataset}")
     return read_verified(path)
+
+
+def load_inside(profile: str, dataset: str) -> pd.DataFrame:
+    """What workflow/inside.py measured, a row for each run of HAMLET and part taken out: run, label, seed, mAP, kept,
+    update, gate_entropy, gate_spread, part, change (in validation mAP), cosine. Without rows where nothing was."""
+    path = paths.results_dir(profile, dataset) / "inside" / "result.json"
+    rows = [
+        {**row, "label": label(row["run"]), "part": part, **change}
+        for row in (read_verified(path)["rows"] if path.is_file() else [])
+        for part, change in row["parts"].items()
+    ]
+    named = ["run", "label", "seed", "mAP", "kept", "update", "gate_entropy", "gate_spread", "part", "change", "cosine"]
+    return pd.DataFrame(rows, columns=named)

@@ -333,6 +333,13 @@ def words_table(results: pd.DataFrame) -> pd.DataFrame:
     return means[keys].assign(**cells)
 
 
+def inside_table(inside: pd.DataFrame) -> pd.DataFrame:
+    """From `results.load_inside`: what each part taken out of the trained network changes, means over seeds."""
+    means = rounded(inside.groupby(["label", "part"], sort=False)[["change", "cosine"]].mean().reset_index())
+    cells = {"Model": means["label"], "Taken out": means["part"], "Validation mAP": fixed(means["change"], 4, "+")}
+    return pd.DataFrame(cells | {"Cosine to the whole's descriptors": fixed(means["cosine"], 4)})
+
+
 def text_table(results: pd.DataFrame) -> pd.DataFrame:
     """HAMLET's accuracy by the text that it was trained with, means over seeds; the first row is the profile's own.
 

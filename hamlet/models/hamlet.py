@@ -40,7 +40,8 @@ class HAMLET(RetrievalModel):
         ratio_weight: weight of the ratio loss ``(mean mask - keep_ratio)^2`` over the whole batch.
         levels: how many of the maps C2..C5 make tokens, from C5 down; 1 is C5 alone, without local features.
         exchange: False cuts the attention between levels; gate: False leaves all levels equally weighted.
-        layer_scale: initial scale of each block's updates.
+        layer_scale: initial scale of each block's updates, and of what the tokens add to C5. At 0.1 training of a few
+            hundred steps leaves it there, and the blocks do next to nothing (notebook 09).
         embedding_dim: size of the descriptor.
 
     ``static_tokens`` (attribute, also in force under torch.export) masks dropped tokens in place of leaving
@@ -86,7 +87,7 @@ class HAMLET(RetrievalModel):
         self.perceptron = nn.Sequential(nn.Linear(channels[-1] + (levels - 1) * width, head_width), nn.GELU())
         self.head = descriptor_head(head_width + channels[-1], embedding_dim)
         with torch.no_grad():  # starts close to plain GeM pooling of C5, yet with gradients for every block
-            self.to_c5.weight.mul_(0.1)
+            self.to_c5.weight.mul_(layer_scale)
             self.to_c5.bias.zero_()
 
     def embed(self, maps: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
