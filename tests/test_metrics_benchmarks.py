@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+
+from hamlet.models import create_model
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -108,3 +111,19 @@ def test_a_look_is_written_under_its_own_columns(tmp_path):
     ]
     looks.record(tmp_path / "new.csv", {"run": "only"})
     assert (tmp_path / "new.csv").read_text() == "run\nonly\n"
+
+
+def test_parts_of_a_network_are_taken_out_and_put_back():
+    inside, images = load("workflow/inside.py"), torch.rand(4, 3, 64, 64)
+    net = create_model("hamlet", backbone="test_resnet", layer_scale=1.0).eval()
+    with torch.no_grad():
+        net.to_c5.weight.normal_()
+        before = net(images)
+        for part in inside.PARTS:
+            with inside.without(net, part):
+                assert not torch.allclose(net(images), before, atol=1e-4), part
+            assert torch.equal(net(images), before), part
+    found = inside.sizes(net, images)
+    assert 0 < found["gate_entropy"] <= 1 and 0 < found["kept"] <= 1 and found["update"] > 0.1
+    assert -1 <= found["level_cosine"] <= 1
+    assert "gate_entropy" not in inside.sizes(create_model("hamlet", backbone="test_resnet", gate=False).eval(), images)

@@ -67,25 +67,25 @@ PARTS = (
 
 @torch.inference_mode()
 def sizes(net, pixels: torch.Tensor) -> dict[str, float]:
-    """Kept cells; the gates' entropy (1: uniform) and spread over images; the blocks' update as a share of a token."""
-    updates = []
-    hooks = [
-        b.register_forward_hook(lambda _, i, o: updates.append((o[0] - i[0]).norm(dim=-1) / i[0].norm(dim=-1)))
-        for b in net.blocks
-    ]
+    """Kept cells; the levels' mean cosine in one cell; a block's update as a share of its token; where there is a gate
+    its entropy (1: uniform) and how far a weight varies between images."""
+    seen, flow = net.inspect(pixels), []
+    hooks = [block.register_forward_hook(lambda _, given, out: flow.append((given[0], out[0]))) for block in net.blocks]
     net(pixels)
     for hook in hooks:
         hook.remove()
-    seen = net.inspect(pixels)
+    levels = torch.nn.functional.normalize(flow[0][0], dim=-1)  # (L, B, n, d)
+    alike = torch.einsum("ibnd,jbnd->ij", levels, levels) / levels[0, ..., 0].numel()
     found = {
         "kept": seen["keep"].float().mean().item(),
-        "update": torch.stack([u.mean() for u in updates]).mean().item(),
+        "level_cosine": alike[~torch.eye(len(alike)).bool()].mean().item(),
     }
+    found["update"] = np.mean([((after - x).norm(dim=-1) / x.norm(dim=-1)).mean().item() for x, after in flow])
     if "gates" in seen:
         gates = seen["gates"]
         found["gate_entropy"] = (-(gates * gates.log()).sum(-1) / math.log(gates.shape[-1])).mean().item()
         found["gate_spread"] = gates.std(0).mean().item()
-    return found
+    return {name: float(value) for name, value in found.items()}
 
 
 def measure(asked: profiles.Run) -> dict:

@@ -37,13 +37,9 @@ def code_hashes(run: Run) -> dict[str, str]:
         name = ".".join(path.relative_to(paths.ROOT).with_suffix("").parts) if inside else path.stem
         if name in found or name in NOT_NUMBERS:
             continue
-        tree = _tree(path, path.stat().st_mtime_ns)
-        found[name] = _hash(tree)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "hamlet":
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-                files = [paths.ROOT / f"{module.replace('.', '/')}.py" for module in names]
-                waiting += [file for file in files if file.is_file()]
+        found[name], imported = _module(path, path.stat().st_mtime_ns)
+        files = [paths.ROOT / f"{module.replace('.', '/')}.py" for module in imported]
+        waiting += [file for file in files if file.is_file()]
     for node in _tree(path := package / "artifact" / "run.py", path.stat().st_mtime_ns).body:
         if getattr(node, "name", "") in FUNCTIONS:
             found[f"hamlet.artifact.run.{node.name}"] = _hash(node)
@@ -87,6 +83,16 @@ def registering(room: str, name: str) -> Path:
         if entry.name.partition("_")[0] == name or entry.name == name:
             return Path(find_spec(entry.module).origin)
     raise HamletError(f"unknown {name!r}: no module of hamlet/{room} and no plug-in registers it")
+
+
+@functools.cache
+def _module(path: Path, changed: int) -> tuple[str, list[str]]:
+    """The hash of a file's code, and what it imports from hamlet."""
+    tree, imported = _tree(path, changed), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "hamlet":
+            imported += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return _hash(tree), imported
 
 
 @functools.cache

@@ -205,12 +205,17 @@ def load_efficiency(profile: str, dataset: str) -> dict:
 
 def load_inside(profile: str, dataset: str) -> pd.DataFrame:
     """What workflow/inside.py measured, a row for each run of HAMLET and part taken out: run, label, seed, mAP, kept,
-    update, gate_entropy, gate_spread, part, change (in validation mAP), cosine. Without rows where nothing was."""
-    path = paths.results_dir(profile, dataset) / "inside" / "result.json"
-    rows = [
-        {**row, "label": label(row["run"]), "part": part, **change}
-        for row in (read_verified(path)["rows"] if path.is_file() else [])
-        for part, change in row["parts"].items()
-    ]
-    named = ["run", "label", "seed", "mAP", "kept", "update", "gate_entropy", "gate_spread", "part", "change", "cosine"]
-    return pd.DataFrame(rows, columns=named)
+    level_cosine, update, gate_entropy, gate_spread, part, change (in validation mAP), cosine. What the profile lacks
+    comes from the one it extends; no rows where nothing was measured."""
+    rows: list[dict] = []
+    for name in filter(None, (profile, profiles.load_profile(profile).get("extends"))):
+        path, known = paths.results_dir(name, dataset) / "inside" / "result.json", {row["run"] for row in rows}
+        found = read_verified(path)["rows"] if path.is_file() else []
+        rows += [
+            {**row, "label": label(row["run"]), "part": part, **change}
+            for row in found
+            if row["run"] not in known
+            for part, change in row["parts"].items()
+        ]
+    sizes = ["kept", "level_cosine", "update", "gate_entropy", "gate_spread"]
+    return pd.DataFrame(rows, columns=["run", "label", "seed", "mAP", *sizes, "part", "change", "cosine"])

@@ -1,9 +1,10 @@
 """Show that a change of code moves no number: repeat a small part of every kind of stored run with both versions.
 
-``python -m hamlet.artifact.same COMMIT...`` makes one run of each configuration in results/, an epoch over a few
-images a class, with the code of each COMMIT and with the present one. Where all metrics, all text scores and every bit
-of the weights agree, the pairs of hashes of the modules that changed are added to workflow/same_code.json, so that what
-was made before the change answers to the code after it. Where anything differs it says what and writes nothing.
+``python -m hamlet.artifact.same COMMIT...`` makes one run of each configuration in results/ that depends on what
+changed, an epoch over a few images a class, with the code of each COMMIT and with the present one. Where all metrics,
+all text scores and every bit of the weights agree, the pairs of hashes of the modules that changed are added to
+workflow/same_code.json, so that what was made before the change answers to the code after it. Where anything differs it
+says what and writes nothing.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from hamlet import paths
 from hamlet.artifact import profiles
-from hamlet.artifact.code import SAME_CODE
+from hamlet.artifact.code import SAME_CODE, code_hashes
 from hamlet.artifact.profiles import Run
 from hamlet.artifact.results import stored_datasets, stored_runs
 from hamlet.errors import HamletError, one_line
@@ -28,15 +29,28 @@ from hamlet.errors import HamletError, one_line
 SMALL = {"epochs": 1, "limit": 4, "warmup": 0.5, "device": "cpu"}
 
 
-def every_kind() -> list[Run]:
-    """Stored runs of the lowest seed: one for each method and variant, for each profile and each data set."""
+def changed_files(commits: list[str]) -> set[str]:
+    """Paths in the repository, as git names them, of what differs now from one of the commits."""
+    told = [subprocess.check_output(["git", "diff", "--name-only", c], cwd=paths.ROOT, text=True) for c in commits]
+    return {line for names in told for line in names.splitlines()}
+
+
+def every_kind(files: set[str]) -> list[Run]:
+    """Stored runs of the lowest seed that depend on one of the files: one for each method and variant, for each profile
+    and each data set. No other run's numbers can move."""
+
+    def depends(run: Run) -> bool:
+        names = [name.removeprefix("hamlet.artifact.run.") for name in code_hashes(run)]
+        known = {f"{name.replace('.', '/')}.py" for name in names} | {f"{name}.ipynb" for name in names}
+        return not files.isdisjoint(known | {"hamlet/artifact/run.py"})
+
     stored = [
         r for p in profiles.profile_names() if p != "smoke" for d in stored_datasets(p) for r in stored_runs(p, d)
     ]
-    kinds, chosen = (lambda r: (r.model.partition("_")[0], r.variant), lambda r: r.profile, lambda r: r.dataset), set()
-    for kind in kinds:
+    stored, chosen = sorted(filter(depends, stored), reverse=True), set()
+    for kind in (lambda r: (r.model.partition("_")[0], r.variant), lambda r: r.profile, lambda r: r.dataset):
         seen = {kind(run) for run in chosen}
-        chosen |= set({kind(run): run for run in sorted(stored, reverse=True) if kind(run) not in seen}.values())
+        chosen |= set({kind(run): run for run in stored if kind(run) not in seen}.values())
     return sorted(chosen)
 
 
@@ -67,7 +81,7 @@ def show(commits: list[str], jobs: int) -> Path:
 
     Raises HamletError where a run differs, naming it and what differs, or where no module does.
     """
-    runs, modules, weights = every_kind(), {commit: {} for commit in commits}, {}
+    runs, modules, weights = every_kind(changed_files(commits)), {commit: {} for commit in commits}, {}
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(jobs) as pool:
         trees = {commit: Path(temporary) / commit for commit in commits}
         try:

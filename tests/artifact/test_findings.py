@@ -1,5 +1,7 @@
 """The sentences name the leader, the gap, its direction and the front that the summaries hold."""
 
+import json
+
 import pandas as pd
 import pytest
 
@@ -129,3 +131,51 @@ def test_machines_are_compared_by_the_size_of_single_differences():
         "a single run by 0.0250 in the mean and 0.0300 at most."
     )
     assert "No run" in findings.machines(pd.DataFrame(columns=columns))[0]
+
+
+def test_what_is_inside_is_told_part_by_part():
+    row = {
+        "label": "HAMLET_X",
+        "seed": 0,
+        "update": 0.08,
+        "level_cosine": 0.15,
+        "gate_entropy": 0.97,
+        "gate_spread": 0.03,
+    }
+    parts = [("the blocks", 0.9998, 0.00001), ("the perceptron", 0.5, -0.02)]
+    rows = pd.DataFrame([{**row, "part": part, "cosine": cosine, "change": change} for part, cosine, change in parts])
+    (said,) = findings.inside(rows)
+    assert (
+        "HAMLET_X: a block changes a token by 8% of its length; two levels' tokens of a cell have cosine 0.15" in said
+    )
+    assert "entropy is 0.97 of the uniform's, and between images a weight varies by 0.03" in said
+    assert said.endswith("(cosine above 0.99): the blocks.")
+    (without_gate,) = findings.inside(rows.assign(gate_entropy=float("nan"), cosine=0.5))
+    assert "gates" not in without_gate and without_gate.endswith("no part.")
+    assert "Nothing was measured" in findings.inside(rows[:0])[0]
+    table = tables.inside_table(pd.concat([rows, rows.assign(seed=1, change=-0.04)]))
+    assert table.to_numpy().tolist() == [
+        ["HAMLET_X", "the blocks", "-0.0200", "0.9998"],
+        ["HAMLET_X", "the perceptron", "-0.0300", "0.5000"],
+    ]
+
+
+def test_what_the_profile_lacks_inside_comes_from_the_one_it_extends(tmp_path, monkeypatch):
+    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
+    part = {"change": 0.0, "cosine": 1.0}
+
+    def write(profile, *runs):
+        rows = [{"run": run, "seed": 0, "mAP": 0.9, "parts": {"the blocks": part}, "from": profile} for run in runs]
+        content = {"parameters": {}, "provenance": {}, "rows": rows}
+        folder = tmp_path / "results" / profile / "scenes" / "inside"
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(content | {"digest": stored.digest(content)}))
+
+    assert stored.load_inside("ablation", "scenes").empty
+    write("pretrained", "hamlet_efficientnetlite0", "hamlet_efficientnetlite0-shuffled")
+    write("ablation", "hamlet_efficientnetlite0-shuffled")
+    assert stored.load_inside("ablation", "scenes")["run"].tolist() == [
+        "hamlet_efficientnetlite0-shuffled",
+        "hamlet_efficientnetlite0",
+    ]
+    assert stored.load_inside("quick", "scenes").empty

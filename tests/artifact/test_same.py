@@ -47,9 +47,10 @@ def told(tmp_path, monkeypatch):
     """What each tree comes to, without running it; and a place of its own for the evidence."""
     found = {"before": {"metrics": 1, "code": {"a": "1", "b": "1"}, "weights": "w"}}
     found["now"] = {"metrics": 1, "code": {"a": "2", "b": "1"}, "weights": "w"}
-    monkeypatch.setattr(same, "every_kind", lambda: [GEM])
+    monkeypatch.setattr(same, "every_kind", lambda files: [GEM])
     monkeypatch.setattr(same, "SAME_CODE", tmp_path / "same_code.json")
     monkeypatch.setattr(same, "outcome", lambda tree, run, folder: found["now" if tree == paths.ROOT else "before"])
+    monkeypatch.setattr(same, "changed_files", lambda commits: {"a.py"})
     monkeypatch.setattr(same.subprocess, "run", lambda *a, **k: None)
     return found
 
@@ -73,3 +74,16 @@ def test_the_same_code_is_nothing_to_show(told):
     told["before"]["code"] = told["now"]["code"]
     with pytest.raises(HamletError, match="nothing to show"):
         same.show(["abc"], 1)
+
+
+def test_only_what_depends_on_a_changed_file_is_run():
+    """Of the committed results: a method's own file concerns its runs alone, the training loop all of them."""
+    assert {run.model.partition("_")[0] for run in same.every_kind({"hamlet/models/sparse.py"})} == {"sparse"}
+    everything = same.every_kind({"hamlet/training.py"})
+    assert (
+        same.every_kind({"hamlet/artifact/run.py"})
+        == same.every_kind({"notebooks/01_train_evaluate.ipynb"})
+        == everything
+    )
+    assert {run.dataset for run in everything} == {"scenes", "grocery", "grocery_unseen"}
+    assert same.every_kind({"hamlet/artifact/tables.py", "README.md"}) == []
