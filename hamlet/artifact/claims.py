@@ -242,13 +242,17 @@ def pairs(runs: list[str]) -> list[tuple[str, str]]:
 
 
 def ablation_pairs(runs: list[str]) -> list[tuple[str, str]]:
-    """HAMLET in full against every other run of the profile "ablation", named for the backbone of ``runs``."""
+    """HAMLET in full against every other run of the profile "ablation", named for the backbone of ``runs``; a variant
+    whose exchange is cut as well against that variant."""
     backbone = (foreign_backbone(runs) or REPORTED_BACKBONES[0]).lower()
     first, *others = (
         f"{name.partition('_')[0]}_{backbone}{dash}{variant}"
         for name, dash, variant in (run.partition("-") for run in load_profile("ablation")["runs"])
     )
-    return [(first, run) for run in others]
+    return [
+        (whole if (whole := run.removesuffix("_no_exchange")) in others and whole != run else first, run)
+        for run in others
+    ]
 
 
 def comparisons(profile: str, dataset: str, ablation: bool = False, resamples: int = 10_000) -> pd.DataFrame:

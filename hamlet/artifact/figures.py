@@ -388,7 +388,9 @@ def ablation(data: pd.DataFrame, title: str) -> Figure:
         filled = "#0072B2" if findings.shows(row, row.p_holm) else "white"
         axis.plot(row.difference, place, "o", mfc=filled, mec="black", ms=7)
         axis.annotate(f"{row.difference:+.4f}", (1.01, place), xycoords=EDGE, va="center")
-    axis.set_yticks(range(len(rows)), [f"minus {name}" for name in rows["second"]])
+    others = {first: f"{first}\n" for first in data["first"][1:] if first != data["first"].iloc[0]}
+    names = [f"{others.get(row.first, '')}minus {row.second}" for row in rows.itertuples()]
+    axis.set_yticks(range(len(rows)), names)
     axis.set(xlabel="difference in mAP (right of zero: HAMLET in full is better)", ylim=(-0.7, len(rows) - 0.3))
     handles = [
         Line2D([], [], color="#0072B2", lw=3.5, label="95% over queries (and seeds)"),
