@@ -404,8 +404,8 @@ def ablation(data: pd.DataFrame, title: str) -> Figure:
 
 
 def captions_quality(data: pd.DataFrame, title: str) -> Figure:
-    """A panel each for mAP, hierarchical AP and mAP of search by words, a dot for each kind of text, from
-    `tables.text_table`; the axes need not begin at zero."""
+    """A panel each for mAP, hierarchical AP and mAP of search by words, from `tables.text_table`: for each kind of text
+    a dot, the mean, on a line from its lowest to its highest seed; the axes need not begin at zero."""
     panels = {"mAP": "mAP, photo to photos", "HAP": "hierarchical AP", "Words mAP": "mAP, sentence to photos"}
     values = data.reindex(columns=[*panels]).apply(pd.to_numeric, errors="coerce")
     told = ", ".join(f"{what} {value:.3f}" for what, value in zip(data["Text"], values["mAP"], strict=True))
@@ -415,6 +415,8 @@ def captions_quality(data: pd.DataFrame, title: str) -> Figure:
     for axis, (name, label) in zip(axes[0], panels.items(), strict=True):
         axis.plot(values[name], range(len(data)), "o", color="#0072B2", mec="black", ms=8)
         for place, value in enumerate(values[name]):
+            ends = data.get(f"{name} by seed", [""] * len(data))[place]
+            axis.plot([float(end) for end in ends.split(" to ") if end], [place] * (2 if ends else 0), color="#0072B2")
             text = "none" if pd.isna(value) else f"{value:.3f}"
             axis.annotate(text, (1.03, place), xycoords=EDGE, va="center")
         axis.set_xlabel(label if len(data) else f"{label}: nothing measured yet")

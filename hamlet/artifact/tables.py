@@ -344,8 +344,8 @@ def text_table(results: pd.DataFrame) -> pd.DataFrame:
     """HAMLET's accuracy by the text that it was trained with, means over seeds; the first row is the profile's own.
 
     HAP (`metrics.hierarchical_metrics`) also credits images of the coarse class: what sentences know of families.
-    Words: images found by a sentence, R@1 and mAP, where the run can be asked so. Of several backbones the one with
-    most runs counts.
+    Words: images found by a sentence, R@1 and mAP, where the run can be asked so. "by seed": the lowest and highest,
+    where seeds differ. Of several backbones the one with most runs counts.
     """
     kept = results[results["model"].str.startswith("hamlet")]
     kept = kept[kept["model"].isin(kept["model"].mode()[:1])]
@@ -357,7 +357,14 @@ def text_table(results: pd.DataFrame) -> pd.DataFrame:
     columns = ["HAP", "Words R@1", "Words mAP"]
     more = pd.DataFrame(rows, kept.index, columns, dtype=float)
     measured = kept.assign(Text=kept["variant"].map(lambda v: TEXTS.get(v, v.replace("_", " ")))).join(more)
-    measured = measured.groupby("Text")[[*ACCURACY, *columns]].mean()
-    order = [*TEXTS.values(), *sorted(set(measured.index) - {*TEXTS.values()})]
-    measured = rounded(measured.reindex([name for name in order if name in measured.index]))
-    return pd.DataFrame({"Text": measured.index, **{m: fixed(measured[m], 4) for m in measured}}).reset_index(drop=True)
+    order = [*TEXTS.values(), *sorted(set(measured["Text"]) - {*TEXTS.values()})]
+    order = [name for name in order if name in set(measured["Text"])]
+    means, low, high = (
+        rounded(getattr(measured.groupby("Text")[[*ACCURACY, *columns]], kind)().reindex(order))
+        for kind in ("mean", "min", "max")
+    )
+    cells = {m: fixed(means[m], 4) for m in means}
+    for m in ("mAP", "HAP", "Words mAP"):
+        ends = zip(fixed(low[m], 4), fixed(high[m], 4), strict=True)
+        cells[f"{m} by seed"] = [f"{a} to {b}" if a != b else "" for a, b in ends]
+    return pd.DataFrame({"Text": order, **cells})

@@ -223,6 +223,7 @@ def test_kinds_of_text_are_compared_on_hamlet_alone():
     assert list(table["Text"]) == ["mean sentence of the class", "the same, of another class"]
     assert list(table["mAP"]) == ["0.6000", "0.2000"]
     assert list(table["HAP"]) == ["0.3000", "0.1000"]
+    assert list(table["mAP by seed"]) == ["0.5000 to 0.7000", ""] and list(table["Words mAP by seed"]) == ["", ""]
     spoken = {"default": {"text_to_image": {"R@1": 0.25, "mAP": 0.125}}}
     results["result"] = [{"metrics": {}, "words": spoken}] * 4
     table = tables.text_table(results)
