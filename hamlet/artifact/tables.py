@@ -336,7 +336,11 @@ def words_table(results: pd.DataFrame) -> pd.DataFrame:
 def inside_table(inside: pd.DataFrame) -> pd.DataFrame:
     """From `results.load_inside`: what each part taken out of the trained network changes, means over seeds."""
     means = rounded(inside.groupby(["label", "part"], sort=False)[["change", "cosine"]].mean().reset_index())
-    cells = {"Model": means["label"], "Taken out": means["part"], "Validation mAP": fixed(means["change"], 4, "+")}
+    cells = {
+        "Model": means["label"],
+        "Taken out": means["part"],
+        "Validation mAP": fixed(means["change"].round(4) + 0.0, 4, "+"),
+    }
     return pd.DataFrame(cells | {"Cosine to the whole's descriptors": fixed(means["cosine"], 4)})
 
 
