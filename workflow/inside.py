@@ -119,9 +119,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("profile")
     parser.add_argument("dataset")
+    parser.add_argument("runs", nargs="*", help="names of runs; all of HAMLET by default")
     given = parser.parse_args()
     torch.set_num_threads(1)
     runs = [r for r in results.stored_runs(given.profile, given.dataset) if r.model.startswith("hamlet")]
+    runs = [r for r in runs if not given.runs or r.run_name in given.runs]
     runs = [r for r in runs if (r.folder / "model.safetensors").is_file() and profiles.options(r).get("levels", 4) > 1]
     rows, digests = [], {}
     for asked in runs:
