@@ -71,11 +71,11 @@ def write_table(frame: pd.DataFrame, stem: Path, caption: str, remarks: Iterable
 
 def shown(frame: pd.DataFrame) -> HTML:
     """A table for a notebook: wrapped within the page, every row, and no name read as a formula."""
-    style = "text-align: left; max-width: 24em; white-space: "
     with pd.option_context("display.html.use_mathjax", False, "display.max_colwidth", None):
         text = frame.to_html(index=False, border=0, na_rep="")
-    text = re.sub(r"(<tr>\s*)<td>", rf'\1<td style="{style}nowrap">', text)
-    return HTML(re.sub(r"<(td|th)>", rf'<\1 style="{style}normal">', text))
+    # the first column names the row and stays on one line, however long
+    text = re.sub(r"(<tr>\s*)<td>", r'\1<td style="text-align: left; white-space: nowrap">', text)
+    return HTML(re.sub(r"<(td|th)>", r'<\1 style="text-align: left; max-width: 24em; white-space: normal">', text))
 
 
 def identity(run: str, label: str) -> dict:
