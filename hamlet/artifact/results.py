@@ -206,16 +206,18 @@ def load_efficiency(profile: str, dataset: str) -> dict:
 def load_inside(profile: str, dataset: str) -> pd.DataFrame:
     """What workflow/inside.py measured, a row for each run of HAMLET and part taken out: run, label, seed, mAP, kept,
     level_cosine, update, gate_entropy, gate_spread, part, change (in validation mAP), cosine. What the profile lacks
-    comes from the one it extends; no rows where nothing was measured."""
+    comes from the one it extends; a run that was trained again since is left out; no rows where none was measured."""
     rows: list[dict] = []
     for name in filter(None, (profile, profiles.load_profile(profile).get("extends"))):
         path, known = paths.results_dir(name, dataset) / "inside" / "result.json", {row["run"] for row in rows}
-        found = read_verified(path)["rows"] if path.is_file() else []
-        rows += [
-            {**row, "label": label(row["run"]), "part": part, **change}
-            for row in found
-            if row["run"] not in known
-            for part, change in row["parts"].items()
-        ]
+        if not path.is_file():
+            continue
+        record, now = read_verified(path), {str(run): run.folder / "result.json" for run in stored_runs(name, dataset)}
+        for row in record["rows"]:
+            key = f"{row['run']} seed{row['seed']}"
+            present = key in now and json.loads(now[key].read_text(encoding="utf-8")).get("digest")
+            if row["run"] not in known and present == record["parameters"]["runs"][key]:
+                parts = row["parts"].items()
+                rows += [{**row, "label": label(row["run"]), "part": part, **change} for part, change in parts]
     sizes = ["kept", "level_cosine", "update", "gate_entropy", "gate_spread"]
     return pd.DataFrame(rows, columns=["run", "label", "seed", "mAP", *sizes, "part", "change", "cosine"])

@@ -40,9 +40,8 @@ def every_kind(files: set[str]) -> list[Run]:
     and each data set. No other run's numbers can move."""
 
     def depends(run: Run) -> bool:
-        names = [name.removeprefix("hamlet.artifact.run.") for name in code_hashes(run)]
-        known = {f"{name.replace('.', '/')}.py" for name in names} | {f"{name}.ipynb" for name in names}
-        return not files.isdisjoint(known | {"hamlet/artifact/run.py"})
+        known = {f"{name.replace('.', '/')}.py" for name in code_hashes(run)}
+        return not files.isdisjoint(known | {"hamlet/artifact/run.py", "notebooks/01_train_evaluate.ipynb"})
 
     stored = [
         r for p in profiles.profile_names() if p != "smoke" for d in stored_datasets(p) for r in stored_runs(p, d)

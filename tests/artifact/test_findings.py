@@ -166,7 +166,12 @@ def test_what_the_profile_lacks_inside_comes_from_the_one_it_extends(tmp_path, m
 
     def write(profile, *runs):
         rows = [{"run": run, "seed": 0, "mAP": 0.9, "parts": {"the blocks": part}, "from": profile} for run in runs]
-        content = {"parameters": {}, "provenance": {}, "rows": rows}
+        content = {"parameters": {"runs": {f"{run} seed0": run for run in runs}}, "provenance": {}, "rows": rows}
+        for run in runs:
+            (tmp_path / "results" / profile / "scenes" / run / "seed0").mkdir(parents=True)
+            (tmp_path / "results" / profile / "scenes" / run / "seed0" / "result.json").write_text(
+                f'{{"digest": "{run}"}}'
+            )
         folder = tmp_path / "results" / profile / "scenes" / "inside"
         folder.mkdir(parents=True)
         (folder / "result.json").write_text(json.dumps(content | {"digest": stored.digest(content)}))
@@ -179,3 +184,6 @@ def test_what_the_profile_lacks_inside_comes_from_the_one_it_extends(tmp_path, m
         "hamlet_efficientnetlite0",
     ]
     assert stored.load_inside("quick", "scenes").empty
+    again = tmp_path / "results" / "pretrained" / "scenes" / "hamlet_efficientnetlite0" / "seed0" / "result.json"
+    again.write_text('{"digest": "trained again"}')
+    assert stored.load_inside("ablation", "scenes")["run"].tolist() == ["hamlet_efficientnetlite0-shuffled"]
