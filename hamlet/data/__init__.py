@@ -16,18 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hamlet.data.dataset import (
-    LOADERS,
-    Listing,
-    Protocol,
-    RetrievalDataset,
-    Root,
-    Split,
-    assemble,
-    content_hash,
-    limited,
-    register,
-)
+from hamlet.data import cache, dataset, decode
+from hamlet.data.dataset import LOADERS, Listing, Protocol, RetrievalDataset, Root, Split, register
 from hamlet.errors import DataError
 
 __all__ = [
@@ -57,7 +47,7 @@ def _loaders() -> dict[str, Callable[..., Listing]]:
         if entry.name not in LOADERS:
             try:
                 loaded = entry.load()  # a loader, or a module that registers its loaders
-                if callable(loaded) and entry.name not in LOADERS:
+                if callable(loaded):
                     register(entry.name)(loaded)
             except Exception as error:  # one broken package must not take the others away
                 warnings.warn(f"data set {entry.name} ({entry.value}) cannot be used: {error!r}", stacklevel=3)
@@ -82,12 +72,10 @@ def _listed(name: str, root: Root, limit: int | None, options: dict) -> tuple[Li
     if root is not None and not Path(root).expanduser().is_dir():
         raise DataError(f"{name}: root {str(root)!r} is not a folder; name the one that holds the images")
     listing = loaders[name](root, limit, **options)
-    rows = listing.rows = limited(listing.rows, limit)
+    rows = listing.rows = dataset.limited(listing.rows, limit)
     if "digest" not in rows:
-        from hamlet.data.cache import FileRecord
-
-        rows["digest"] = FileRecord(listing.root).hashes(rows.path.tolist())
-    digest = content_hash(rows)
+        rows["digest"] = cache.FileRecord(listing.root).hashes(rows.path.tolist())
+    digest = dataset.content_hash(rows)
     own = re.sub(r"[^\w.-]+", "_", str(listing.root and listing.root.name)).strip("._") or "folder"
     return listing, listing.name or f"{own}-{digest[:8]}", digest
 
@@ -117,14 +105,12 @@ def load_dataset(
     download (grocery) or split_by and name (folder). Raises DataError (a ValueError) with the file or value
     and the way out.
     """
-    from hamlet.data import cache
-
     size = _whole(f"{name}: size", size, 8, 1024)
     listing, own_name, digest = _listed(name, root, limit, options)
     rows = listing.rows
     images = None if listing.pixels is None else listing.pixels(rows, size)
     if not isinstance(images, np.ndarray):
-        key = hashlib.sha256("\n".join([cache.RECIPE, *rows.digest]).encode()).hexdigest()
+        key = hashlib.sha256("\n".join([decode.RECIPE, *rows.digest]).encode()).hexdigest()
         made = images or cache.decode_all(own_name, listing.root, rows.path.tolist(), size)
         images, _ = cache.cached(own_name, key, len(rows), size, made)
-    return assemble(own_name, listing, images, digest)
+    return dataset.assemble(own_name, listing, images, digest)

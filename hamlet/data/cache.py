@@ -1,9 +1,9 @@
 """Decode once: uint8 images in a memory-mapped .npy under ``hamlet.paths.cache_dir()``, and hashes of files.
 
-An array is known by what went into it (SHA-256 of the files in order, recipe, size). It is written under a
-``.partial`` name while a file lock is held and renamed when complete: two processes build it once, and a killed one
-leaves nothing that anyone would read. The SHA-256 of its pixels lies beside it and is compared once per process:
-an array with flipped bits or a part missing is made again.
+An array is known by what went into it (SHA-256 of the files in order, recipe, size). It is built while a file lock is
+held and renamed when complete: two processes build it once, and a killed one leaves nothing that anyone would read. The
+SHA-256 of its pixels lies beside it and is compared once per process: an array with flipped bits or a part missing is
+made again.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,8 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from hamlet import paths
-from hamlet.data.decode import RECIPE, ImageError, decode_many
+from hamlet.data.decode import ImageError, decode_many
 from hamlet.errors import DataError
-
-__all__ = ["RECIPE", "FileRecord", "cached", "decode_all"]
 
 RACY_NS = 2_000_000_000  # a file touched this lately could change again within the same time stamp
 _sound: dict[tuple, str] = {}  # pixel hashes of the arrays compared in this process, by file stamp
@@ -46,19 +45,11 @@ def decode_all(name: str, root: Path, files: Sequence[str], size: int) -> Iterat
         raise DataError(f"{name}: {len(broken)} image(s) do not decode: {listed}. Replace or remove them.")
 
 
-def _sweep(folder: Path) -> None:
-    """Remove the remains of killed builds: a .partial whose lock is free has no living writer."""
-    for partial in folder.glob("*.partial"):
-        try:
-            with FileLock(partial.with_suffix(".lock"), timeout=0):
-                partial.unlink(missing_ok=True)
-        except Timeout:
-            continue
-
-
 def _write(array: Path, count: int, size: int, rows: Iterable[np.ndarray]) -> None:
-    partial, digest, written = array.with_suffix(".partial"), hashlib.sha256(), 0
-    try:
+    digest, written = hashlib.sha256(), 0
+    with paths.replacing(array) as partial:
+        if array.exists():
+            warnings.warn(f"{array} was damaged; its images are made again", stacklevel=4)
         with partial.open("wb") as out:  # plain writes: a full disk is an OSError, not a SIGBUS
             header = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, 3)}
             np.lib.format.write_array_header_1_0(out, header)
@@ -69,35 +60,24 @@ def _write(array: Path, count: int, size: int, rows: Iterable[np.ndarray]) -> No
                 out.write(block)
                 digest.update(block)
                 written += 1
-            out.flush()
-            os.fsync(out.fileno())
         if written != count:
             raise DataError(f"{array.name}: {written} images made, {count} expected")
         paths.write_json(array.with_suffix(".json"), {"pixels": digest.hexdigest()})
-        os.replace(partial, array)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _read(array: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, str] | None:
     """The array and the SHA-256 of its pixels; None unless it is there and what its record says."""
-    if array.is_dir():
-        raise DataError(f"{array} is a folder where a file is to be; move it away and start again")
     try:
         recorded = json.loads(array.with_suffix(".json").read_text())["pixels"]
         images, info = np.load(array, mmap_mode="r", allow_pickle=False), array.stat()
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, KeyError, TypeError, EOFError):
-        images, recorded, info = None, None, None
-    if images is not None and images.shape == shape and images.dtype == np.uint8:
-        stamp = (array, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
-        if stamp not in _sound:
-            _sound[stamp] = hashlib.sha256(images.data).hexdigest()
-        if _sound[stamp] == recorded:
-            return images, recorded
-    warnings.warn(f"{array} was damaged; its images are made again", stacklevel=4)
-    return None
+        return None
+    stamp = (array, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
+    if images.shape != shape or images.dtype != np.uint8:
+        return None
+    if stamp not in _sound:
+        _sound[stamp] = hashlib.sha256(images.data).hexdigest()
+    return (images, recorded) if _sound[stamp] == recorded else None
 
 
 def cached(stem: str, key: str, count: int, size: int, rows: Iterable[np.ndarray]) -> tuple[np.ndarray, str]:
@@ -109,13 +89,14 @@ def cached(stem: str, key: str, count: int, size: int, rows: Iterable[np.ndarray
     folder.mkdir(parents=True, exist_ok=True)
     array, shape = folder / f"{stem}-{size}-{key[:24]}.npy", (count, size, size, 3)
     if (found := _read(array, shape)) is None:
-        _sweep(folder)
+        for partial in folder.glob(".*.partial.*"):  # remains of killed builds: their locks are free
+            lock = folder / f"{partial.name[1:].rsplit('.', 3)[0]}.lock"
+            with suppress(Timeout), FileLock(lock, timeout=0):
+                partial.unlink(missing_ok=True)
         with FileLock(array.with_suffix(".lock")):
-            # another process may have built it meanwhile
-            if not array.exists() or _read(array, shape) is None:
+            if _read(array, shape) is None:  # no other process has built it meanwhile
                 _write(array, count, size, rows)
-        found = _read(array, shape)
-        if found is None:
+        if (found := _read(array, shape)) is None:
             raise DataError(f"{array}: what was just written reads differently; check the disk of HAMLET_CACHE")
     return found
 

@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from hamlet import paths
 from hamlet.data import cache
+from hamlet.errors import HamletError
 
 KEY = "ab" * 32
 
@@ -94,28 +95,40 @@ def _build_until_killed(home: str) -> None:
     cache.cached("x", KEY, 4, 8, rows())
 
 
+def _remains() -> list[Path]:
+    return list(_folder().glob(".*.partial.npy"))
+
+
 def test_kill_leaves_nothing_visible_and_its_remains_are_swept():
     worker = multiprocessing.get_context("fork").Process(target=_build_until_killed, args=(str(paths.cache_dir()),))
     worker.start()
     deadline = time.monotonic() + 20
-    while not list(_folder().glob("*.partial")) and time.monotonic() < deadline:
+    while not _remains() and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert list(_folder().glob("*.partial")) and not list(_folder().glob("*.npy"))
+    assert _remains() and not list(_folder().glob("x*.npy"))
     os.kill(worker.pid, signal.SIGKILL)
     worker.join(20)
-    assert list(_folder().glob("*.partial"))
+    assert _remains()
     other, _ = cache.cached("y", KEY, 4, 8, _rows())  # a build of something else sweeps too
-    assert not list(_folder().glob("*.partial")) and np.array_equal(other, np.stack(_rows()))
+    assert not _remains() and np.array_equal(other, np.stack(_rows()))
     assert np.array_equal(cache.cached("x", KEY, 4, 8, _rows())[0], other)
 
 
 def test_sweep_spares_a_living_writer():
     _folder().mkdir(parents=True)
-    partial = _folder() / "alive-8-aa.partial"
+    partial = _folder() / ".alive-1.2-8-aa.99.partial.npy"
     partial.write_bytes(b"in work")
-    with FileLock(partial.with_suffix(".lock")):
+    with FileLock(_folder() / "alive-1.2-8-aa.lock"):
         cache.cached("x", KEY, 4, 8, _rows())
         assert partial.exists()
+    cache.cached("y", KEY, 4, 8, _rows())
+    assert not partial.exists()
+
+
+def test_a_folder_in_the_place_of_an_array_is_named():
+    (_folder() / f"x-8-{KEY[:24]}.npy").mkdir(parents=True)
+    with pytest.raises(HamletError, match=r"\.npy is a folder where a file is to be written"):
+        cache.cached("x", KEY, 4, 8, _rows())
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "record", "no record", "another shape"])
@@ -133,11 +146,8 @@ def test_damaged_arrays_are_made_again(damage, monkeypatch):
         record.unlink()
     else:
         np.save(array, np.zeros((3, 8, 8, 3), np.uint8))
-    if damage == "no record":
+    with pytest.warns(UserWarning, match="was damaged; its images are made again"):
         again, same = cache.cached("x", KEY, 4, 8, _rows())
-    else:
-        with pytest.warns(UserWarning, match="was damaged; its images are made again"):
-            again, same = cache.cached("x", KEY, 4, 8, _rows())
     assert np.array_equal(again, wanted) and same == pixels
 
 
