@@ -10,7 +10,8 @@ words; ``RetrievalDataset.has_classes`` is False and training on classes has not
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +20,6 @@ from hamlet import paths
 from hamlet.data.dataset import Listing, Protocol, Root, in_order, register
 from hamlet.errors import DataError
 
-SPLITS = ("train", "validation", "query")
 UNSEEN = {
     "default": Protocol("query", None, "classes never seen in training, leave-one-out"),
     "validation": Protocol("validation", None, "classes held out of the training half, leave-one-out"),
@@ -36,7 +36,7 @@ def _found(name: str, root: Root, needed: Sequence[str]) -> Path:
     for base in bases:
         if all((base / entry).exists() for entry in needed):
             return base
-    looked = ", ".join(str(base) for base in bases)
+    looked = ", ".join(map(str, bases))
     raise DataError(f"{name}: {', '.join(needed)} not found together in {looked}; see data/{name}/README.md")
 
 
@@ -47,21 +47,21 @@ def _expect(name: str, verify: bool, found: dict[str, int], published: dict[str,
 
 
 def with_sentences(
-    name: str, rows: pd.DataFrame, folders: Sequence[Path], file_of: Callable[..., str]
+    name: str, rows: pd.DataFrame, folders: Sequence[Path], files: Iterable[str | Path]
 ) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
-    """Rows with the lines of ``folder / file_of(row)`` as captions; unchanged, and said, where no folder is there."""
+    """Rows with the lines of a file in the first of ``folders`` as captions; unchanged, and said, where none is."""
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is None:
         return rows, [(folders[0].name, "captions not found: class names take their place")]
     sentences = []
-    for row in rows.itertuples():
-        file = folder / file_of(row)
+    for path, inner in zip(rows.path, files, strict=True):
+        file = folder / inner
         try:
             lines = [" ".join(line.split()) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{name}: captions of {row.path} cannot be read from {file} ({error})") from error
+            raise DataError(f"{name}: captions of {path} cannot be read from {file} ({error})") from error
         if not lines:
-            raise DataError(f"{name}: {file} holds no caption of {row.path}; complete the copy")
+            raise DataError(f"{name}: {file} holds no caption of {path}; complete the copy")
         sentences.append(lines)
     return rows.assign(captions=sentences, caption=[lines[0] for lines in sentences]), []
 
@@ -90,9 +90,8 @@ def cub200(root: Root, limit: int | None, *, verify: bool = True) -> Listing:
     rows = pd.DataFrame({"split": split, "path": files.values(), "label": label, "coarse_label": label})
     rows["caption"] = ["a photo of a " + names[i].replace("_", " ") for i in label]
     texts = [base / "cvpr2016_cub/text_c10", folder / "text_c10", base / "text_c10", folder / "text"]
-    rows, excluded = with_sentences(
-        "cub200", in_order(rows, SPLITS), texts, lambda row: Path(row.path).with_suffix(".txt").as_posix()
-    )
+    rows = in_order(rows)
+    rows, excluded = with_sentences("cub200", rows, texts, [Path(path).with_suffix(".txt") for path in rows.path])
     _expect("cub200", verify, {"classes": len(names), "images": len(rows)}, {"classes": 200, "images": 11788})
     return Listing("cub200", rows, names, names, UNSEEN, folder / "images", excluded=excluded)
 
@@ -100,7 +99,7 @@ def cub200(root: Root, limit: int | None, *, verify: bool = True) -> Listing:
 def _classless(name: str, root: Path, captions: dict[str, list[str]], split: dict[str, str], limit: int | None):
     """A listing in which every image is its own class; ``limit``: at most that many images per split."""
     rows = pd.DataFrame({"split": split, "captions": captions}).reset_index(names="path").sort_values("path")
-    rows = in_order(rows, SPLITS)
+    rows = in_order(rows)
     rows = rows if limit is None else rows.groupby("split", sort=False).head(limit).reset_index(drop=True)
     if missing := [path for path in rows.path if not (root / path).is_file()]:
         raise DataError(f"{name}: {len(missing)} captioned image(s) are not below {root}, first {missing[0]}")
@@ -125,14 +124,15 @@ def _captions_txt(file: Path) -> dict[str, list[str]]:
         raise DataError(f"{file}, line 1: expected image,caption or image,comment_number,comment, got {columns}")
     captions: dict[str, list[str]] = {}
     for number, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
         cells = [cell.strip() for cell in line.split(",", len(columns) - 1)]
         text = cells[-1]
         if len(text) > 1 and text[0] == text[-1] == '"':
             text = text[1:-1].replace('""', '"').strip()
-        if line.strip() and (len(cells) != len(columns) or not text):
+        if len(cells) != len(columns) or not text:
             raise DataError(f"{file}, line {number}: expected {lines[0]}, got {line!r}")
-        if line.strip():
-            captions.setdefault(cells[0], []).append(text)
+        captions.setdefault(cells[0], []).append(text)
     return captions
 
 
@@ -143,12 +143,9 @@ def _flickr(name: str, root: Root, limit: int | None, verify: bool, published: d
     captions, table = _captions_txt(base / "captions.txt"), base / f"dataset_{name}.json"
     split = _tenths(list(captions), 1000, ("query", "validation"))
     if table.is_file():
-        listed = _json(table)
         called = {"train": "train", "restval": "train", "val": "validation", "test": "query"}
-        try:
+        with _json(table, "images with filename and split") as listed:
             split = {image["filename"]: called[image["split"]] for image in listed["images"]}
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{table}: expected images with filename and split ({error!r})") from error
         if unknown := sorted(set(split) - set(captions)):
             raise DataError(f"{table}: {unknown[0]!r} has no caption in captions.txt")
     found = {"images": len(captions), "captions": sum(map(len, captions.values()))}
@@ -168,11 +165,13 @@ def flickr30k(root: Root, limit: int | None, *, verify: bool = True) -> Listing:
     return _flickr("flickr30k", root, limit, verify, {"images": 31783, "captions": 158915})
 
 
-def _json(file: Path) -> dict:
+@contextmanager
+def _json(file: Path, expected: str) -> Iterator[dict]:
+    """The content of a file, whose name stands in the error if the block does not find in it what it takes."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise DataError(f"{file}: not a JSON file that can be read ({error})") from error
+        yield json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: not a JSON file as published, expected {expected} ({error!r})") from error
 
 
 @register("coco_captions")
@@ -184,16 +183,12 @@ def coco_captions(root: Root, limit: int | None, *, year: int = 2017, verify: bo
         raise DataError(f"coco_captions: year {year!r} is none of {', '.join(map(str, known))}")
     tables = {part: f"annotations/captions_{part}{year}.json" for part in known[year]}
     base = _found("coco_captions", root, list(tables.values()))
-    captions: dict[str, list[str]] = {}
-    files: dict[str, list[str]] = {}
+    captions, files = {}, {}
     for part, table in tables.items():
-        content = _json(base / table)
-        try:
+        with _json(base / table, "images and annotations") as content:
             names = {image["id"]: f"{part}{year}/{image['file_name']}" for image in content["images"]}
             for note in content["annotations"]:
                 captions.setdefault(names[note["image_id"]], []).append(" ".join(note["caption"].split()))
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{base / table}: expected images and annotations as published ({error!r})") from error
         files[part] = list(names.values())
         if silent := [file for file in files[part] if file not in captions]:
             raise DataError(f"{base / table}: no caption for {silent[0]}")

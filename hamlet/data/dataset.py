@@ -19,6 +19,7 @@ import pandas as pd
 from hamlet.errors import DataError
 
 Root = str | Path | None  # the folder that a person names; None: the usual places
+ORDER = ("train", "validation", "query", "iconic")
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,14 @@ class Split:
     all_captions: list[list[str]] | None = None
 
     def __post_init__(self) -> None:
-        n, shape = len(self.paths), self.images.shape
+        shape = self.images.shape
         if self.all_captions is None:
             object.__setattr__(self, "all_captions", [[caption] for caption in self.captions])
         if self.images.dtype != np.uint8 or len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
             raise DataError(f"split {self.name}: images must be uint8 (N, s, s, 3), got {shape}")
-        columns = (self.images, self.labels, self.coarse_labels, self.captions, self.all_captions)
-        if {len(column) for column in columns} != {n} or n == 0:
-            lengths = sorted({n, *map(len, columns)})
-            raise DataError(f"split {self.name}: empty, or columns of unequal length {lengths}")
+        columns = (self.images, self.labels, self.coarse_labels, self.captions, self.paths, self.all_captions)
+        if len(lengths := {*map(len, columns)}) > 1 or lengths == {0}:
+            raise DataError(f"split {self.name}: empty, or columns of unequal length {sorted(lengths)}")
         if self.labels.dtype != np.int64 or self.coarse_labels.dtype != np.int64:
             raise DataError(f"split {self.name}: labels must be int64")
 
@@ -62,6 +62,12 @@ class Protocol:
     query: str
     gallery: str | None
     description: str
+
+
+LEAVE_ONE_OUT = {
+    "default": Protocol("query", None, "test images, leave-one-out"),
+    "validation": Protocol("validation", None, "validation images, leave-one-out"),
+}
 
 
 @dataclass(frozen=True)
@@ -146,9 +152,9 @@ def limited(rows: pd.DataFrame, limit: int | None) -> pd.DataFrame:
     return rows.reset_index(drop=True)
 
 
-def in_order(rows: pd.DataFrame, splits: Sequence[str]) -> pd.DataFrame:
-    """Rows with those of each split adjacent, the splits in the given order, the order within a split kept."""
-    return rows.iloc[np.argsort(rows.split.map(list(splits).index), kind="stable")].reset_index(drop=True)
+def in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with those of each split adjacent, the splits in ORDER, the order within a split kept."""
+    return rows.sort_values("split", key=lambda split: split.map(ORDER.index), kind="stable", ignore_index=True)
 
 
 def content_hash(rows: pd.DataFrame) -> str:

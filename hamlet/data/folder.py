@@ -17,30 +17,25 @@ import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from hamlet.data import cache, decode
-from hamlet.data.dataset import Listing, Protocol, Root, in_order, register
+from hamlet.data.dataset import LEAVE_ONE_OUT, Listing, Root, in_order, register
 from hamlet.errors import DataError
 
 TEST, VALIDATION = 0.3, 0.2  # shares of the classes, or of each class's images
-SPLITS = ("train", "validation", "query")
 ALIASES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "query"), "query"),
 }
-PROTOCOLS = {
-    "default": Protocol("query", None, "test images, leave-one-out"),
-    "validation": Protocol("validation", None, "validation images, leave-one-out"),
-}
 
 
-def read_table(table: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[str, dict]]:
-    """("file, line n", {column: text}) of each line of a CSV; what could be misread is an error with the line."""
+def _by_file(table: Path, files: list[str], needed: Sequence[str], optional: Sequence[str] = ()) -> dict[str, dict]:
+    """Rows of a CSV by image, with "where" they stand; what could be misread is an error with the line."""
     try:
         raw = table.read_bytes()
         text = raw.decode("utf-8-sig")
@@ -51,6 +46,8 @@ def read_table(table: Path, needed: Sequence[str], optional: Sequence[str] = ())
         raise DataError(f"{table}, line {line}: not a UTF-8 CSV file ({error.reason})") from error
     if (nul := text.find("\0")) >= 0:
         raise DataError(f"{table}, line {text[:nul].count(chr(10)) + 1}: a NUL byte; save the table as UTF-8 text")
+    # some systems store names in Unicode form NFD
+    names, rows = {unicodedata.normalize("NFC", file): file for file in files}, {}
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         columns = [column.strip() for column in next(reader, [])]
@@ -58,79 +55,54 @@ def read_table(table: Path, needed: Sequence[str], optional: Sequence[str] = ())
             raise DataError(f"{table}: the first line must name the columns {','.join(needed)}, got {columns}")
         if odd := [c for c in columns if columns.count(c) > 1 or (optional and c not in (*needed, *optional))]:
             raise DataError(f"{table}, line 1: column {odd[0]!r} is given twice, or none of {*needed, *optional}")
-        for row in reader:
+        for cells in filter(None, reader):
             where = f"{table}, line {reader.line_num}"
-            if row and len(row) != len(columns):
-                raise DataError(
-                    f"{where}: {len(row)} cells for {len(columns)} columns; put a text with commas in double quotes"
-                )
-            if row:
-                yield where, dict(zip(columns, (" ".join(cell.split()) for cell in row), strict=True))
+            if len(cells) != len(columns):
+                count = f"{len(cells)} cells for {len(columns)} columns"
+                raise DataError(f"{where}: {count}; put a text with commas in double quotes")
+            row = dict(zip(columns, (" ".join(cell.split()) for cell in cells), strict=True))
+            file = names.get(unicodedata.normalize("NFC", row["file"]))
+            if file is None:
+                raise DataError(f"{where}: {row['file']!r} is not an image below {table.parent}")
+            if file in rows:
+                raise DataError(f"{where}: {file!r} has a line already, {rows[file]['where'].split(', ')[-1]}")
+            rows[file] = row | {"where": where}
     except csv.Error as error:
         raise DataError(f"{table}, line {reader.line_num}: not a sound CSV file ({error})") from error
-
-
-def _by_file(table: Path, files: list[str], *columns: Sequence[str]) -> dict[str, dict]:
-    """Rows of a table by image; names are compared in Unicode form NFC, since some systems store NFD."""
-    names, rows = {unicodedata.normalize("NFC", file): file for file in files}, {}
-    for where, row in read_table(table, *columns):
-        file = names.get(unicodedata.normalize("NFC", row["file"]))
-        if file is None:
-            raise DataError(f"{where}: {row['file']!r} is not an image below {table.parent}")
-        if file in rows:
-            raise DataError(f"{where}: {file!r} has a line already, {rows[file]['where'].split(', ')[-1]}")
-        rows[file] = row | {"where": where}
     return rows
 
 
-def _order(seed: int, items: list[str]) -> list[str]:
-    """A repeatable shuffle that depends on nothing but the names and the seed."""
-    return sorted(items, key=lambda item: (hashlib.sha256(f"{seed}:{item}".encode()).digest(), item))
-
-
-def _parts(items: list[str], n_test: int, n_validation: int) -> dict[str, str]:
+def _cut(items: list[str], seed: int, n_test: int, n_validation: int) -> dict[str, str]:
+    """A split for each item, by a repeatable shuffle that depends on nothing but the names and the seed."""
+    shuffled = sorted(items, key=lambda item: hashlib.sha256(f"{seed}:{item}".encode()).digest())
     split = ["query"] * n_test + ["validation"] * n_validation + ["train"] * len(items)
-    return dict(zip(items, split, strict=False))
+    return dict(zip(shuffled, split, strict=False))
 
 
-def split_classes(classes: list[str], seed: int) -> dict[str, str]:
-    """Disjoint classes for train, validation and query; at least two in each, so at least six."""
-    if len(classes) < 6:
+def _drawn(groups: dict[str, list[str]], by_image: bool, seed: int, test: float) -> dict[str, str]:
+    """A split for the images of each class; test: the share of query, 0 to hold out validation alone.
+
+    By class: disjoint classes, at least two in each split. By image: of each class at least two for query and for
+    validation, or none; classes of two images go to train whole, classes of three to five have none for validation.
+    """
+    split, n = {}, len(groups)
+    if by_image:
+        for files in groups.values():
+            n = len(files)
+            n_test = 0 if n < 3 or not test else max(2, round(test * n))
+            split |= _cut(files, seed, n_test, 0 if n < 6 else max(2, round(VALIDATION * n)))
+        if "validation" not in split.values():
+            raise DataError("folder: validation images need a class with 6 (training) images or more; add images")
+        return split
+    if test and n < 6:
         raise DataError(
-            f"folder: {len(classes)} usable classes are too few for disjoint train, validation and test classes "
+            f"folder: {n} usable classes are too few for disjoint train, validation and test classes "
             "(6 needed, each with 2 images or more); pass split_by='image' (--split-by image)"
         )
-    n = len(classes)
-    return _parts(_order(seed, classes), max(2, round(TEST * n)), max(2, round(VALIDATION * n)))
-
-
-def split_images(groups: dict[str, list[str]], seed: int, test: float = TEST) -> dict[str, str]:
-    """Per class: 30% query and 20% validation, each 0 or at least 2, the rest train (at least one).
-
-    Classes of two images go to train whole, classes of three to five have no validation images.
-    """
-    result: dict[str, str] = {}
-    for files in groups.values():
-        n = len(files)
-        n_test = 0 if n < 3 or not test else max(2, round(test * n))
-        n_validation = 0 if n < 6 else max(2, round(VALIDATION * n))
-        result |= _parts(_order(seed, files), n_test, n_validation)
-    if "validation" not in result.values():
-        raise DataError("folder: validation images need a class with 6 (training) images or more; add images")
-    return result
-
-
-def _hold_out(split: dict[str, str], of_class: dict[str, str], seed: int) -> dict[str, str]:
-    """Given splits without validation: a fifth of train's classes, or of each class's images where test shares them."""
-    train = [file for file in split if split[file] == "train"]
-    classes = {of_class[file] for file in train}
-    if classes & {of_class[file] for file in split if split[file] == "query"}:
-        groups = {name: [file for file in train if of_class[file] == name] for name in classes}
-        return split | split_images(groups, seed, test=0)
-    if len(classes) < 4:
-        raise DataError(f"folder: {len(classes)} training classes are too few to hold two out; add validation/")
-    held = _order(seed, sorted(classes))[: max(2, round(VALIDATION * len(classes)))]
-    return split | {file: "validation" for file in train if of_class[file] in held}
+    if n < 4:
+        raise DataError(f"folder: {n} training classes are too few to hold two out; add validation/")
+    of_class = _cut(list(groups), seed, max(2, round(test * n)) if test else 0, max(2, round(VALIDATION * n)))
+    return {file: of_class[name] for name, files in groups.items() for file in files}
 
 
 def _from_folders(root: Path, files: list[str]) -> tuple[dict[str, str], dict[str, str] | None]:
@@ -153,15 +125,13 @@ def _from_folders(root: Path, files: list[str]) -> tuple[dict[str, str], dict[st
             f"folder: images of {root} lie at depths that no one layout explains ({example}); use <class>/<image> "
             "throughout, or <coarse>/<class>/<image> throughout, either of them below train/, validation/ and test/"
         )
+    of_class = {file: "/".join(folders[splits:]) for file, folders in parts.items()}
     if not splits:
-        return {file: "/".join(folders) for file, folders in parts.items()}, None
+        return of_class, None
     called = [ALIASES[top.lower()] for top in tops]
     if len(set(called)) < len(called) or not {"train", "query"} <= set(called):
         raise DataError(f"folder: splits {', '.join(sorted(tops))} of {root}; expected train, test and one validation")
-    return (
-        {file: "/".join(folders[1:]) for file, folders in parts.items()},
-        {file: ALIASES[folders[0].lower()] for file, folders in parts.items()},
-    )
+    return of_class, {file: ALIASES[folders[0].lower()] for file, folders in parts.items()}
 
 
 def _from_table(rows: dict[str, dict]) -> tuple[dict[str, str], dict[str, str] | None]:
@@ -194,10 +164,10 @@ def _captions(root: Path, of_class: dict[str, str], rows: dict[str, dict], missi
             f"folder: no caption for {len(without)} image(s), first {without[0]}; add them, or pass "
             "missing_captions='class' (a sentence made from the class name) or 'exclude'"
         )
-    captions: dict[str, str | None] = {}
-    for file, name in of_class.items():
-        words = name.rsplit("/", 1)[-1].replace("_", " ").replace("-", " ").strip()
-        captions[file] = written.get(file) or f"a photo of a {words}"
+    captions = {
+        file: written.get(file) or f"a photo of a {re.sub('[_-]', ' ', os.path.basename(name)).strip()}"
+        for file, name in of_class.items()
+    }
     return captions | (dict.fromkeys(without) if missing == "exclude" else {})
 
 
@@ -261,13 +231,12 @@ def load(
     if len(groups) < 2:
         raise DataError("folder: retrieval needs at least two classes with two usable images each")
     usable = {file: key for key, group in groups.items() for file in group}
-    if split is None and split_by == "image":
-        split = split_images(groups, seed)
-    elif split is None:
-        of_group = split_classes(list(groups), seed)
-        split = {file: of_group[key] for file, key in usable.items()}
-    elif "validation" not in split.values():
-        split = _hold_out({file: split[file] for file in usable}, usable, seed)
+    if split is None:
+        split = _drawn(groups, split_by == "image", seed, TEST)
+    elif "validation" not in split.values():  # by class where the test classes are others, else by image
+        classes = {part: {usable[file] for file in usable if split[file] == part} for part in ("train", "query")}
+        train = {key: [file for file in groups[key] if split[file] == "train"] for key in classes["train"]}
+        split |= _drawn(train, not classes["train"].isdisjoint(classes["query"]), seed, 0)
     classes, coarse = list(groups), sorted({os.path.dirname(key) or key for key in groups})
     rows = pd.DataFrame({"path": usable.keys(), "class": usable.values()})
     rows["split"], rows["caption"] = rows.path.map(split), rows.path.map(captions)
@@ -276,4 +245,4 @@ def load(
     rows["digest"] = rows.path.map(digest)
     excluded += outside + [(file, "no caption") for file in of_class if captions[file] is None] + alone
     excluded += [(file, f"broken image: {why}") for file, why in sorted(broken.items())]
-    return Listing(name, in_order(rows, SPLITS), classes, coarse, PROTOCOLS, root, excluded=excluded)
+    return Listing(name, in_order(rows), classes, coarse, LEAVE_ONE_OUT, root, excluded=excluded)

@@ -47,11 +47,9 @@ PLACES = ("", "dataset", "GroceryStoreDataset", "GroceryStoreDataset/dataset", "
 
 def find(root: Root = None) -> Path | None:
     """The folder that holds classes.csv and the lists, searched below ``paths.data_roots(root)``."""
-    for base in paths.data_roots(root):
-        for inner in PLACES:
-            if all((base / inner / file).is_file() for file in ("classes.csv", *LISTS.values())):
-                return base / inner
-    return None
+    folders = (base / inner for base in paths.data_roots(root) for inner in PLACES)
+    needed = ("classes.csv", *LISTS.values())
+    return next((folder for folder in folders if all((folder / file).is_file() for file in needed)), None)
 
 
 def _classes(folder: Path) -> tuple[list[dict[str, str]], list[str]]:
@@ -119,25 +117,17 @@ def verify_content(folder: Path, files: list[str], digests: list[str]) -> None:
     )
 
 
-def by_hand(root: Root) -> str:
-    """How to place the data without this program's help."""
-    places = ", ".join(str(base) for base in dict.fromkeys(paths.data_roots(root)))
-    return (
-        f"Looked in: {places}. To place the data by hand, on a machine with network access: git clone "
-        f"https://github.com/{REPOSITORY}, then git checkout {COMMIT}; copy the folder GroceryStoreDataset into "
-        "one of these places, or name its parent with root=..., --data-root or HAMLET_DATA. "
-        "Without it, the data set 'scenes' needs no download."
-    )
-
-
-def fetch(root: Root, source: str, check: bool) -> Path:
+def fetch(root: Root, source: str, check: bool, download: bool) -> Path:
     """Download the pinned commit below the first data root, unpack, verify, rename into place."""
     import pooch
 
     pooch.get_logger().setLevel("WARNING")
-    downloads, inner = paths.data_roots(root)[0] / "downloads", f"GroceryStoreDataset-{COMMIT}"
-    target = downloads / "GroceryStoreDataset"
+    roots, inner = paths.data_roots(root), f"GroceryStoreDataset-{COMMIT}"
+    target = roots[0] / "downloads" / "GroceryStoreDataset"
+    downloads = target.parent
     try:
+        if not download:
+            raise FileNotFoundError("download=False")
         downloads.mkdir(parents=True, exist_ok=True)
         with FileLock(downloads / ".grocery.lock"):
             if (found := find(root)) is not None:  # another process fetched it while this one waited
@@ -161,7 +151,12 @@ def fetch(root: Root, source: str, check: bool) -> Path:
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, EOFError) as error:
         raise DataError(f"grocery: what came from {source} is no sound zip archive ({error}); run again") from error
     except OSError as error:  # requests' errors are among them
-        raise DataError(f"grocery: not found, and fetching failed ({error}). {by_hand(root)}") from error
+        raise DataError(
+            f"grocery: not found, and fetching failed ({error}). Looked in: {', '.join(map(str, roots))}. To place the "
+            f"data by hand, on a machine with network access: git clone {GITHUB}/{REPOSITORY}, then git checkout "
+            f"{COMMIT}; copy the folder GroceryStoreDataset into one of these places, or name its parent with "
+            "root=..., --data-root or HAMLET_DATA. Without it, the data set 'scenes' needs no download."
+        ) from error
     return target / "dataset"
 
 
@@ -171,10 +166,7 @@ def load(root: Root, limit: int | None, *, verify: bool = True, download: bool =
 
     verify=False accepts a modified copy; download=False never touches the network; source: base address.
     """
-    if (folder := find(root)) is None:
-        if not download:
-            raise DataError(f"grocery: not found and download=False. {by_hand(root)}")
-        folder = fetch(root, source.rstrip("/"), verify)
+    folder = find(root) or fetch(root, source.rstrip("/"), verify, download)
     rows, class_names, coarse_names, files = read_rows(folder)
     digests = cache.FileRecord(folder).hashes(files)
     if verify:
@@ -207,5 +199,4 @@ def load_unseen(
     classes = listing.rows.drop_duplicates("label").sort_values("label")
     split, iconic = listing.rows.label.map(halves(classes.coarse_label.tolist())), listing.rows.split == "iconic"
     rows = listing.rows.assign(split=split.mask(iconic, "iconic"))[~iconic | (split == "query")]
-    rows = in_order(rows, ("train", "validation", "query", "iconic"))
-    return replace(listing, name="grocery_unseen", rows=rows, protocols=UNSEEN_PROTOCOLS)
+    return replace(listing, name="grocery_unseen", rows=in_order(rows), protocols=UNSEEN_PROTOCOLS)

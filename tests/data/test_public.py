@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.io import savemat
 from torchvision import datasets
@@ -132,7 +133,7 @@ def test_pets(pet_folder):
 
 
 def test_held_out_takes_the_last_tenth_of_each_class():
-    labels = np.array([0] * 30 + [1] * 3 + [2] * 5)
+    labels = pd.Series([0] * 30 + [1] * 3 + [2] * 5)
     assert np.flatnonzero(public.held_out(labels)).tolist() == [27, 28, 29, 36, 37]
 
 
