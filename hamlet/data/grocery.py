@@ -56,7 +56,7 @@ def _classes(folder: Path) -> tuple[list[dict[str, str]], list[str]]:
     """The rows of classes.csv by label, and the names of the coarse classes by coarse label."""
     file = folder / "classes.csv"
     with file.open(encoding="utf-8-sig", newline="") as handle:
-        table = [[cell.strip() for cell in row] for row in csv.reader(handle) if row][1:]
+        table = [[cell.strip().lstrip("/") for cell in row] for row in csv.reader(handle) if row][1:]
     keys = ("name", "label", "coarse", "coarse_label", "iconic", "description")
     classes = [dict(zip(keys, row, strict=False)) for row in table if len(row) == len(keys)]
     if len(classes) != len(table) or [c["label"] for c in classes] != [str(i) for i in range(len(classes))]:
@@ -65,28 +65,23 @@ def _classes(folder: Path) -> tuple[list[dict[str, str]], list[str]]:
     numbered = [str(i) for i in range(len(names))]
     if set(names) != {*numbered} or any(names[c["coarse_label"]] != c["coarse"] for c in classes):
         raise DataError(f"{file}: coarse ids must be 0..n-1 with one name each")
-    classes = [c | {key: c[key].lstrip("/") for key in ("iconic", "description")} for c in classes]
     return classes, [names[i] for i in numbered]
-
-
-def _listed(folder: Path, split: str, classes: list[dict[str, str]]) -> list[tuple[str, str, int, int]]:
-    rows, file = [], folder / LISTS[split]
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        parts = [part.strip() for part in line.rsplit(",", 2)]
-        if len(parts) != 3 or not (parts[1].isdigit() and int(parts[1]) < len(classes)):
-            raise DataError(f"{file}, line {number}: expected 'path, label, coarse label', got {line!r}")
-        if parts[2] != classes[int(parts[1])]["coarse_label"]:
-            raise DataError(f"{file}, line {number}: coarse label {parts[2]} contradicts classes.csv")
-        rows.append((split, parts[0], int(parts[1]), int(parts[2])))
-    return rows
 
 
 def read_rows(folder: Path) -> tuple[pd.DataFrame, list[str], list[str], list[str]]:
     """Rows of the four splits, class names, coarse names, and all files that the data set consists of."""
     classes, coarse_names = _classes(folder)
-    rows = [row for split in LISTS for row in _listed(folder, split, classes)]
+    rows = []
+    for split, name in LISTS.items():
+        for number, line in enumerate((folder / name).read_text(encoding="utf-8").splitlines(), start=1):
+            if not line.strip():
+                continue
+            where, parts = f"{folder / name}, line {number}", [part.strip() for part in line.rsplit(",", 2)]
+            if len(parts) != 3 or not (parts[1].isdigit() and int(parts[1]) < len(classes)):
+                raise DataError(f"{where}: expected 'path, label, coarse label', got {line!r}")
+            if parts[2] != classes[int(parts[1])]["coarse_label"]:
+                raise DataError(f"{where}: coarse label {parts[2]} contradicts classes.csv")
+            rows.append((split, parts[0], int(parts[1]), int(parts[2])))
     rows += [("iconic", c["iconic"], int(c["label"]), int(c["coarse_label"])) for c in classes]
     table = pd.DataFrame(rows, columns=["split", "path", "label", "coarse_label"])
     files = ["classes.csv", *LISTS.values(), *table.path, *(c["description"] for c in classes)]

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,23 +24,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from hamlet.data import cache, decode
+from hamlet.data import scenes_drawing as draw
 from hamlet.data.dataset import Listing, Protocol, Root, register
 from hamlet.data.scenes_captions import COLOURS, WORDS, caption
-from hamlet.data.scenes_drawing import (
-    FINE,
-    SIZE,
-    Canvas,
-    detail_tone,
-    ellipse,
-    field,
-    inverse,
-    outlines,
-    placing,
-    project,
-    rotate,
-    turn,
-    uniform,
-)
+from hamlet.data.scenes_drawing import FINE, SIZE, pick, turn, uniform
 from hamlet.errors import DataError
 from hamlet.paths import ROOT
 
@@ -58,27 +44,8 @@ SPLITS = {"train": 48, "validation": 20, "query": 10, "gallery": 35, "seen_query
 _HOME = {"query": "test", "gallery": "test", "seen_query": "train", "seen_gallery": "train"}
 
 
-@dataclass(frozen=True)
-class ClassRecord:
-    """One fine class: its name, the coarse class that it belongs to, and the two factors that make it."""
-
-    name: str
-    coarse: str
-    shape: str
-    detail: str
-
-
-CLASSES = [ClassRecord(f"{shape}_{detail}", shape, shape, detail) for shape in SHAPES for detail in DETAILS]
-
-
-def class_names() -> list[str]:
-    """The 120 fine class names; a label indexes this list."""
-    return [record.name for record in CLASSES]
-
-
-def coarse_names() -> list[str]:
-    """The 12 coarse class names; a coarse label indexes this list."""
-    return list(SHAPES)
+# (shape, detail) by name of the fine class, which a label indexes; the shape is the coarse class
+CLASSES = {f"{shape}_{detail}": (shape, detail) for shape in SHAPES for detail in DETAILS}
 
 
 def class_split(label: int) -> str:
@@ -91,19 +58,17 @@ def class_split(label: int) -> str:
 def plan(limit: int | None = None) -> pd.DataFrame:
     """One row per image: split, path, label, coarse_label, seed, caption.
 
-    ``limit`` keeps the first so many images (at least 1) of each class and split, unchanged.
+    ``limit`` keeps the first so many images of each class and split, unchanged.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit}: expected None, or at least 1 image per class and split")
     rows = []
     for number, (split, full) in enumerate(SPLITS.items()):
-        for label, record in enumerate(CLASSES):
+        for label, (name, (shape, detail)) in enumerate(CLASSES.items()):
             if class_split(label) != _HOME.get(split, split):
                 continue
             for index in range(full if limit is None else min(limit, full)):
                 seed = (number * len(CLASSES) + label) * 1000 + index
-                path = f"scenes/{split}/{record.name}/{index:04d}.png"
-                words = caption(_scene(seed), record.shape, record.detail, _generator(seed, 2))
+                path = f"scenes/{split}/{name}/{index:04d}.png"
+                words = caption(_scene(seed), shape, detail, _generator(seed, 2))
                 rows.append((split, path, label, label // len(DETAILS), seed, words))
     return pd.DataFrame(rows, columns=["split", "path", "label", "coarse_label", "seed", "caption"])
 
@@ -112,13 +77,9 @@ def _generator(seed: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64([int(seed), stream]))
 
 
-def _pick(rng: np.random.Generator, items):
-    return items[int(rng.integers(len(items)))]
-
-
 def _colour(rng: np.random.Generator) -> tuple[str, np.ndarray]:
     """A colour's name and its RGB in [0, 255], float64 (3,), from hue, saturation and value with a jitter."""
-    name = _pick(rng, list(COLOURS))
+    name = pick(rng, list(COLOURS))
     hue, saturation, value = COLOURS[name]
     hue = hue + uniform(rng, -0.015, 0.015)
     saturation = min(1.0, saturation * uniform(rng, 0.85, 1.1))
@@ -154,14 +115,14 @@ def _scene(seed: int) -> dict:
         "second": second or max(candidates, key=lambda c: _contrast(body, c)),
         "trim": trim,
         "accent": accent,
-        "setting": _pick(rng, list(WORDS["settings"])),
-        "light": _pick(rng, list(WORDS["lights"])),
-        "cover": _pick(rng, ["none", "none", "bar", "blob"]),
+        "setting": pick(rng, list(WORDS["settings"])),
+        "light": pick(rng, list(WORDS["lights"])),
+        "cover": pick(rng, ["none", "none", "bar", "blob"]),
         "place": _place(x, y),
         "centre": (SIZE + 2 * x, SIZE + 2 * y),
         "scale": uniform(rng, 47, 60),
         "aspect": uniform(rng, 0.85, 1.18),
-        "mirror": _pick(rng, [-1.0, 1.0]),
+        "mirror": pick(rng, [-1.0, 1.0]),
         "angle": uniform(rng, -14, 14),
         "shear": uniform(rng, -0.15, 0.15),
         "tilt": (uniform(rng, -0.13, 0.13), uniform(rng, -0.13, 0.13)),
@@ -191,59 +152,59 @@ def _background(setting: str, rng: np.random.Generator) -> np.ndarray:
     first, second, third = (0.45 * _colour(rng)[1] + uniform(rng, 35, 120) for _ in range(3))
     along = cos * x + sin * y
     if setting == "landscape":
-        horizon = uniform(rng, -0.1, 0.3) + uniform(rng, -0.25, 0.25) * x + 0.06 * field(rng, 7)
+        horizon = uniform(rng, -0.1, 0.3) + uniform(rng, -0.25, 0.25) * x + 0.06 * draw.field(rng, 7)
         sky = first + (second - first) * (0.5 * y + 0.25)[..., None]
-        pixels = np.where((y > horizon)[..., None], third * (0.7 + 0.5 * field(rng, 14))[..., None], sky)
+        pixels = np.where((y > horizon)[..., None], third * (0.7 + 0.5 * draw.field(rng, 14))[..., None], sky)
         return pixels.clip(0, 255).astype(np.uint16)
     if setting == "gradient":
         mix = along * 0.7 + 0.5
     elif setting == "clouds":
-        mix = field(rng, 4) * 0.65 + field(rng, 11) * 0.35
+        mix = draw.field(rng, 4) * 0.65 + draw.field(rng, 11) * 0.35
     elif setting == "panels":
         along = along * uniform(rng, 4, 9) + 7
-        mix = 0.25 * (np.floor(along) % 2) + 0.5 * field(rng, 3) + 0.2 * (along - np.floor(along) < 0.1)
+        mix = 0.25 * (np.floor(along) % 2) + 0.5 * draw.field(rng, 3) + 0.2 * (along - np.floor(along) < 0.1)
     else:
-        papered = placing(degrees, SIZE / uniform(rng, 8, 18), (0.3, 0.6))
-        mix = detail_tone(_pick(rng, DETAILS), *papered(x, y)) * uniform(rng, 0.1, 0.3) + 0.5 * field(rng, 2)
+        papered = draw.placing(degrees, SIZE / uniform(rng, 8, 18), (0.3, 0.6))
+        mix = draw.detail_tone(pick(rng, DETAILS), *papered(x, y)) * uniform(rng, 0.1, 0.3) + 0.5 * draw.field(rng, 2)
     return (first + (second - first) * mix[..., None]).clip(0, 255).astype(np.uint16)
 
 
-def _clutter(canvas: Canvas, rng: np.random.Generator, count: int, low: float, high: float) -> None:
+def _clutter(canvas: draw.Canvas, rng: np.random.Generator, count: int, low: float, high: float) -> None:
     """Discs, triangles, squares and such of radius low to high that bear details of their own."""
     for _ in range(count):
-        radius, corners, phase = 2 * uniform(rng, low, high), _pick(rng, [3, 4, 5, 6, 24]), uniform(rng, 0, 360)
+        radius, corners, phase = 2 * uniform(rng, low, high), pick(rng, [3, 4, 5, 6, 24]), uniform(rng, 0, 360)
         turns = np.array([turn(phase + 360 * k / corners) for k in range(corners)])
         points = turns * radius + np.array([uniform(rng, 0, FINE), uniform(rng, 0, FINE)])
-        place = placing(uniform(rng, 0, 360), 0.5 / uniform(rng, 8, 13), (0.2, 0.7))
-        canvas.paint_detail(points, [_colour(rng)[1], _colour(rng)[1]], _pick(rng, DETAILS), place)
+        place = draw.placing(uniform(rng, 0, 360), 0.5 / uniform(rng, 8, 13), (0.2, 0.7))
+        canvas.paint_detail(points, [_colour(rng)[1], _colour(rng)[1]], pick(rng, DETAILS), place)
 
 
-def _object(canvas: Canvas, scene: dict, record: ClassRecord, rng: np.random.Generator) -> None:
+def _object(canvas: draw.Canvas, scene: dict, shape: str, detail: str, rng: np.random.Generator) -> None:
     matrix, shift = _homography(scene), (uniform(rng, 0, 1), uniform(rng, 0, 1))
-    place = placing(uniform(rng, 0, 360), scene["scale"] / scene["period"], shift, inverse(matrix))
+    place = draw.placing(uniform(rng, 0, 360), scene["scale"] / scene["period"], shift, draw.inverse(matrix))
     taper, bulge = uniform(rng, -0.14, 0.14), uniform(rng, -0.12, 0.12)
-    for part in SHAPES[record.shape]:
-        for points in outlines(part, rng):
+    for part in SHAPES[shape]:
+        for points in draw.outlines(part, rng):
             x, y, shade = points[:, 0], points[:, 1], uniform(rng, 0.86, 1.0)
-            outline = np.stack(project(matrix, x * (1 + taper * y), y * (1 + bulge * x * x)), axis=1)
+            outline = np.stack(draw.project(matrix, x * (1 + taper * y), y * (1 + bulge * x * x)), axis=1)
             if part["role"] == "body":
                 colours = [scene["body"][1] * shade, scene["second"][1] * shade]
-                canvas.paint_detail(outline, colours, record.detail, place)
+                canvas.paint_detail(outline, colours, detail, place)
             else:
                 canvas.paint(outline, scene[part["role"]][1] * shade)
 
 
-def _cover(canvas: Canvas, cover: str, rng: np.random.Generator) -> None:
+def _cover(canvas: draw.Canvas, cover: str, rng: np.random.Generator) -> None:
     """A bar right across the frame, or three overlapping discs, in front of everything."""
     colour, centre = _colour(rng)[1] * 0.9, np.array([uniform(rng, 80, 176), uniform(rng, 80, 176)])
     degrees, half = uniform(rng, 0, 360), uniform(rng, 4, 9)
     if cover == "bar":
         bar = np.array([[-400, -half], [400, -half], [400, half], [-400, half]])
-        canvas.paint(rotate(bar, (0, 0), degrees) + centre, colour)
+        canvas.paint(draw.rotate(bar, (0, 0), degrees) + centre, colour)
     elif cover == "blob":
         for _ in range(3):
             x, y = centre + np.array([uniform(rng, -22, 22), uniform(rng, -22, 22)])
-            canvas.paint(ellipse(x, y, uniform(rng, 10, 20), uniform(rng, 10, 20)), colour)
+            canvas.paint(draw.ellipse(x, y, uniform(rng, 10, 20), uniform(rng, 10, 20)), colour)
 
 
 def _lit(pixels: np.ndarray, light: str, rng: np.random.Generator) -> np.ndarray:
@@ -263,12 +224,11 @@ def _lit(pixels: np.ndarray, light: str, rng: np.random.Generator) -> np.ndarray
 
 def render(row_seed: int, label: int) -> np.ndarray:
     """The image of one row of the plan: uint8 (SIZE, SIZE, 3), the same on every machine."""
-    if not 0 <= label < len(CLASSES):
-        raise ValueError(f"label={label}: expected 0 to {len(CLASSES) - 1}")
-    scene, rng, canvas = _scene(int(row_seed)), _generator(row_seed, 1), Canvas()
+    shape, detail = list(CLASSES.values())[label]
+    scene, rng, canvas = _scene(int(row_seed)), _generator(row_seed, 1), draw.Canvas()
     background = _background(scene["setting"], rng)
     _clutter(canvas, rng, int(rng.integers(1, 5)), 5, 11)
-    _object(canvas, scene, CLASSES[label], rng)
+    _object(canvas, scene, shape, detail, rng)
     _clutter(canvas, rng, int(rng.integers(0, 2)), 4, 8)
     _cover(canvas, scene["cover"], rng)
     return _lit(canvas.over(background), scene["light"], rng)
@@ -306,4 +266,4 @@ def load(root: Root, limit: int | None, *, workers: int | None = None) -> Listin
 
     drawn = PIXELS if limit is None else native()[1]  # in full, nothing is rendered to know the content
     rows["digest"] = [f"{seed} {drawn}" for seed in rows.seed]
-    return Listing("scenes", rows, class_names(), coarse_names(), PROTOCOLS, pixels=pixels)
+    return Listing("scenes", rows, list(CLASSES), list(SHAPES), PROTOCOLS, pixels=pixels)

@@ -7,7 +7,7 @@ Foley, van Dam, Feiner, Hughes, "Computer Graphics: Principles and Practice", 19
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -19,6 +19,11 @@ Place = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 def uniform(rng: np.random.Generator, low: float, high: float) -> float:
     """A float in [low, high)."""
     return low + (high - low) * float(rng.random())
+
+
+def pick(rng: np.random.Generator, items: Sequence):
+    """One of the items, each as likely."""
+    return items[int(rng.integers(len(items)))]
 
 
 def turn(degrees: float) -> tuple[float, float]:

@@ -11,10 +11,11 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hamlet.data import scenes
+from hamlet.data import load_dataset, scenes
 from hamlet.data.scenes_captions import WORDS
 from hamlet.data.scenes_drawing import Canvas, detail_tone, fill, inverse, project
 
+NAMES = list(scenes.CLASSES)  # a label indexes it
 PIXELS_LIMIT_2 = "cb46cfa815ef5bbe289d3926e798b525c95f842c70fbcfd970d4258451908bc8"
 ROWS_LIMIT_2 = "4af31239b222d7b1de2c2b0d1e7125766f5b8f5035ae6e035e089af4ab81eb74"
 PIXELS_FULL = "db23f9e13a48fef35e9fceb21e666af7212d773f0276555456e3afe297006913"
@@ -67,9 +68,8 @@ def test_pixels_and_rows_of_the_full_set_are_pinned(full):
 
 
 def test_classes_and_counts(full):
-    assert len(scenes.class_names()) == len(set(scenes.class_names())) == 120
-    assert len(scenes.coarse_names()) == 12
-    assert [scenes.coarse_names()[k] for k in full.coarse_label] == [scenes.CLASSES[k].coarse for k in full.label]
+    assert len(NAMES) == 120 and len(scenes.SHAPES) == 12
+    assert [[*scenes.SHAPES][k] for k in full.coarse_label] == [scenes.CLASSES[NAMES[k]][0] for k in full.label]
     assert full.path.is_unique and full.seed.is_unique
     assert full.groupby("split").size().to_dict() == {
         "train": 2880,
@@ -91,7 +91,7 @@ def test_splits_of_classes_are_disjoint_and_each_meets_every_factor(full):
     assert not classes["train"] & classes["validation"]
     assert not (classes["train"] | classes["validation"]) & classes["gallery"]
     for labels in classes.values():
-        records = pd.DataFrame([vars(scenes.CLASSES[k]) for k in labels])
+        records = pd.DataFrame([scenes.CLASSES[NAMES[k]] for k in labels], columns=["shape", "detail"])
         details = records.groupby("shape").detail.nunique()
         shapes = records.groupby("detail")["shape"].nunique()
         assert len(details) == 12 and details.min() >= 2
@@ -105,9 +105,9 @@ def test_limit_keeps_the_first_images_of_each_class_and_split(full, limit):
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="limit=0"):
-        scenes.plan(0)
-    with pytest.raises(ValueError, match="label=120"):
+    with pytest.raises(ValueError, match="limit must be a whole number"):
+        load_dataset("scenes", limit=0)
+    with pytest.raises(IndexError):
         scenes.render(1, 120)
     with pytest.raises(ValueError, match="detail 'spots'"):
         detail_tone("spots", np.zeros(1), np.zeros(1))
@@ -150,10 +150,10 @@ def test_inverse_undoes_the_homography():
 
 def test_captions_name_shape_and_own_detail_and_no_other(full):
     for caption, label in zip(full.caption, full.label, strict=True):
-        record, text = scenes.CLASSES[label], caption.lower()
-        assert any(noun in text for noun in WORDS["shapes"][record.shape]), caption
+        (shape, own), text = scenes.CLASSES[NAMES[label]], caption.lower()
+        assert any(noun in text for noun in WORDS["shapes"][shape]), caption
         named = {detail for detail, family in FAMILIES.items() if re.search(family, text)}
-        assert named == {record.detail}, caption
+        assert named == {own}, caption
         assert caption[0].isupper() and caption.endswith(".") and "{" not in caption and "  " not in caption
 
 
@@ -197,7 +197,7 @@ def plain(seed: int, label: int) -> np.ndarray:
     greys = {"body": ("", np.full(3, tones[0])), "second": ("", np.full(3, tones[1]))}
     greys |= {"trim": ("", np.full(3, 100.0)), "accent": ("", np.full(3, 150.0))}
     canvas = Canvas()
-    scenes._object(canvas, {**still, **greys, "period": 13}, scenes.CLASSES[label], rng)
+    scenes._object(canvas, {**still, **greys, "period": 13}, *scenes.CLASSES[NAMES[label]], rng)
     return canvas.over(np.full((128, 128, 1), 128, np.uint16))[..., 0]
 
 
