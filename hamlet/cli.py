@@ -13,7 +13,7 @@ import warnings
 import webbrowser
 from pathlib import Path
 
-from hamlet.errors import HamletError, one_line
+from hamlet.errors import HamletError, one_line, printable
 from hamlet.paths import models_dir, replacing
 
 # 40 Grocery photos at half their size, or as JPEG of quality 50, keep 0.973 or more to the original with the default
@@ -90,7 +90,7 @@ def search(given: argparse.Namespace) -> None:
     elif given.csv:
         found.to_csv(sys.stdout, index=False)
     else:
-        print("\n".join(f"{row.rank:3d}  {row.score:.4f}  {photos.shown(row.path)}" for row in found.itertuples()))
+        print("\n".join(f"{row.rank:3d}  {row.score:.4f}  {printable(row.path)}" for row in found.itertuples()))
 
 
 def page(given: argparse.Namespace) -> None:
@@ -124,12 +124,12 @@ def duplicates(given: argparse.Namespace) -> None:
     hamlet duplicates plants-index --threshold 0.98
     """
     from hamlet import arguments
-    from hamlet.search import Index, photos
+    from hamlet.search import Index
 
     made, least = Index.load(given.index), arguments.number("--threshold", given.threshold, -1, 1)
     groups = made.duplicates(least)
     for number, group in enumerate(groups, start=1):
-        print(f"group {number}\n" + "\n".join(f"  {photos.shown(made.photo(item))}" for item in group))
+        print(f"group {number}\n" + "\n".join(f"  {printable(made.photo(item))}" for item in group))
     many = "group" if len(groups) == 1 else "groups"
     print(f"{len(groups)} {many} of similarity {least} or more among {len(made)} photos")
 
@@ -169,10 +169,8 @@ def own(file: Path, suffix: str) -> Path:
 
 def left_out(files: list[tuple[str, str]]) -> None:
     """Print (path, reason) of every photo that was found and not used, and their number."""
-    from hamlet.search.photos import shown
-
     for path, reason in files:
-        print(f"left out: {shown(path)} ({reason})")
+        print(f"left out: {printable(path)} ({reason})")
     print(f"{len(files)} left out")
 
 

@@ -27,10 +27,10 @@ class DataError(HamletError):
     """Data that cannot be used as they are; the message names the file and the way out."""
 
 
-def printable(text: str) -> str:
-    """The text on one line: control characters, which a terminal obeys, and ends of lines are written out."""
+def printable(text: str | os.PathLike) -> str:
+    """A text or path on one line: control characters, which a terminal obeys, and ends of lines are written out."""
     odd = ("Cc", "Cs", "Zl", "Zp")  # a screenshot's name may well hold a space that is none of ASCII's
-    return "".join(c.encode("unicode_escape").decode() if category(c) in odd else c for c in text)
+    return "".join(c.encode("unicode_escape").decode() if category(c) in odd else c for c in os.fspath(text))
 
 
 @contextmanager

@@ -2,30 +2,41 @@
 
 The kinds are faiss's (Johnson, Douze, Jégou, "Billion-scale similarity search with GPUs", IEEE Trans. Big Data 2021):
 ``flat`` is exact; ``hnsw`` is a navigable graph (Malkov, Yashunin, TPAMI 2020); ``ivfpq`` inverts cells and keeps
-product-quantised residuals (Jégou et al., TPAMI 2011). An index on disk is one file that is replaced whole.
+product-quantised residuals (Jégou et al., TPAMI 2011). On disk an index is one safetensors file that is replaced whole,
+so a reader beside a writer is never disturbed: what is known of the photos, as JSON, and faiss's own bytes.
 """
 
+import hashlib
+import json
 import os
+import shlex
+import shutil
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import faiss
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from scipy.cluster.hierarchy import DisjointSet
 
 import hamlet
 from hamlet.arguments import whole_number
-from hamlet.errors import HamletError
-from hamlet.search import photos, storage
+from hamlet.errors import HamletError, printable
+from hamlet.paths import replacing
+from hamlet.search import photos
 
-KINDS = ("flat", "hnsw", "ivfpq")
-EXACT_BYTES = 256 << 20  # flat reads all of it for each question: some 30 ms on one core
-GRAPH_BYTES = 2 << 30  # hnsw keeps all descriptors in memory; beyond, only codes fit a laptop
+FILE = "index.safetensors"
+KINDS = {  # most bytes of descriptors, and why
+    "flat": (256 << 20, "few enough to compare with every one"),  # some 30 ms on one core
+    "hnsw": (2 << 30, "a graph finds neighbours without reading all of them"),  # it keeps them all in memory
+    "ivfpq": (float("inf"), "memory keeps their codes alone, at some loss of exactness"),
+}
 CHECKPOINT = 30.0  # seconds of describing that a stop may cost,
 SAVING = 0.05  # or more, where saving would take a larger share of the time
 
@@ -33,12 +44,36 @@ SAVING = 0.05  # or more, where saving would take a larger share of the time
 def choose_kind(count: int, dimension: int) -> tuple[str, str]:
     """Kind of index for ``count`` descriptors of ``dimension`` values, and why."""
     size = 4 * count * dimension
-    held = f"{count:,} descriptors of {dimension} values are {size / (1 << 20):,.1f} MB"
-    if size <= EXACT_BYTES:
-        return "flat", f"{held}: few enough to compare with every one"
-    if size <= GRAPH_BYTES:
-        return "hnsw", f"{held}: a graph finds neighbours without reading all of them"
-    return "ivfpq", f"{held}: memory keeps their codes alone, at some loss of exactness"
+    kind = next(kind for kind, (most, _) in KINDS.items() if size <= most)
+    return kind, f"{count:,} descriptors of {dimension} values are {size / (1 << 20):,.1f} MB: {KINDS[kind][1]}"
+
+
+def version(file: Path) -> str:
+    """What tells one save of an index from another, without reading it all."""
+    with safe_open(file, "numpy") as opened:
+        return (opened.metadata() or {}).get("version", "")
+
+
+def _digest(blobs: dict[str, np.ndarray]) -> str:
+    return hashlib.sha256(b"".join(hashlib.sha256(blob).digest() for blob in blobs.values())).hexdigest()
+
+
+@contextmanager
+def _writing(folder: str | Path) -> Iterator[Path]:
+    """The index's file, while no other process writes it: one waits for the other."""
+    if (folder := Path(folder)).is_file():
+        raise HamletError(f"{folder} is a file; name a folder for the index")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".lock").touch()  # where nothing can be written, FileLock may wait for ever
+    with FileLock(folder / ".lock", is_singleton=True):
+        yield folder / FILE
+
+
+def _probe(encoder: "hamlet.Encoder") -> np.ndarray:
+    """Descriptor of a fixed picture, (D,): it tells one model from another, size and normalisation included."""
+    shape = (encoder.image_size, encoder.image_size, 3)
+    picture = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return np.asarray(encoder.encode([picture], progress=False))[0]
 
 
 @dataclass
@@ -65,8 +100,7 @@ class Index:
     ):
         if kind not in KINDS:
             raise HamletError(f"unknown kind of index {kind!r}; valid: {', '.join(KINDS)}")
-        self.kind, self.dimension = kind, whole_number("dimension", dimension)
-        self.about = dict(about or {})
+        self.kind, self.dimension, self.about = kind, whole_number("dimension", dimension), dict(about or {})
         self.probes, self.effort = whole_number("probes", probes), whole_number("effort", effort)
         self.items: dict[str, tuple[int, str]] = {}
         self.paths: dict[int, str] = {}
@@ -82,21 +116,20 @@ class Index:
             raise HamletError(f"{len(rows)} descriptors for {len(keys)} paths; expected one path each")
         if len(set(keys)) < len(keys) or not self.items.keys().isdisjoint(keys):
             twice = next(key for i, key in enumerate(keys) if key in self.items or key in keys[:i])
-            raise HamletError(f"{photos.shown(twice)} would be in the index twice; remove it first")
-        ids = range(self.next_id, self.next_id + len(keys))
-        states = states or [""] * len(keys)
+            raise HamletError(f"{printable(twice)} would be in the index twice; remove it first")
+        ids, states = [*range(self.next_id, self.next_id + len(keys))], states or [""] * len(keys)
         if keys:
-            self._put(rows, list(ids), keys, states)
+            self._put(rows, ids, keys, states)
         self.next_id += len(ids)
-        self.paths.update(zip(ids, keys, strict=True))
-        self.items.update(zip(keys, zip(ids, states, strict=True), strict=True))
-        return list(ids)
+        self.paths |= zip(ids, keys, strict=True)
+        self.items |= zip(keys, zip(ids, states, strict=True), strict=True)
+        return ids
 
     def remove(self, paths: str | os.PathLike | Sequence) -> int:
         """Forget a photo or several by path. -> how many; if a path is not there, none goes."""
         keys = {self._key(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)}
         if unknown := sorted(keys - self.items.keys()):
-            raise HamletError(f"{photos.shown(unknown[0])} is not in this index of {len(self)} photos")
+            raise HamletError(f"{printable(unknown[0])} is not in this index of {len(self)} photos")
         ids = [self.items.pop(key)[0] for key in keys]
         for i in ids:
             del self.paths[i]
@@ -153,12 +186,11 @@ class Index:
     def grow(self, count: int, kind: str | None = None) -> None:
         """Take the kind that ``count`` photos call for, or the one asked for, once enough is there to learn from."""
         best, why = (kind, "asked for") if kind else choose_kind(count, self.dimension)
-        enough = len(self) >= count or 4 * len(self) * self.dimension >= EXACT_BYTES
-        simpler = kind is None and KINDS.index(best) < KINDS.index(self.kind)  # never again by itself
-        if enough and best != self.kind and not simpler:
-            self._become(best, count)
-        elif self.store is not None and self.store.ntotal > 2 * len(self):  # a graph that is mostly dead is made anew
-            self._become(self.kind, count)
+        enough = len(self) >= count or 4 * len(self) * self.dimension >= KINDS["flat"][0]
+        simpler = kind is None and [*KINDS].index(best) < [*KINDS].index(self.kind)  # never again by itself
+        dead = self.store is not None and self.store.ntotal > 2 * len(self)  # of a graph, most: it is made anew
+        if (enough and best != self.kind and not simpler) or dead:
+            self._become(self.kind if simpler or not enough else best, count)
         self.about["why"] = why if self.kind == best else self.about.get("why", "")
 
     def vectors(self, ids: Sequence[int] | None = None) -> np.ndarray:
@@ -167,13 +199,6 @@ class Index:
             self.store.set_direct_map_type(faiss.DirectMap.Hashtable)
         rows = [self.store.reconstruct(int(i)) for i in (self.paths if ids is None else ids)]
         return np.stack(rows) if rows else np.zeros((0, self.dimension), np.float32)
-
-    def encoder(self) -> photos.Encoder:
-        """The model that described the photos; refused if what has its name now describes otherwise."""
-        found = hamlet.load(self.about.get("model") or "default")
-        if not photos.same(photos.probe(found), self.about.get("probe", ())):
-            raise HamletError(f"the model {found.name!r} is not what made this index; index the photos again")
-        return found
 
     def photo(self, item: int) -> Path:
         """Where the photo with this id lies."""
@@ -189,8 +214,7 @@ class Index:
         found = pd.DataFrame({"query": asked.ravel(), "rank": rank.ravel() + 1, "id": ids.ravel().astype(int)})
         found["score"] = scores.ravel().astype(np.float32)
         found = found[found["id"] >= 0].reset_index(drop=True)  # approximate kinds may find fewer than k
-        root = self.about.get("root", "")
-        names = [os.path.join(root, self.paths[i]) for i in found["id"].tolist()]
+        names = [os.path.join(self.about.get("root", ""), self.paths[i]) for i in found["id"].tolist()]
         # a str column refuses names that are no UTF-8
         found.insert(3, "path", pd.Series(names, dtype=object))
         return found
@@ -213,15 +237,12 @@ class Index:
 
         Each photo is joined to at most 32 others; an approximate kind may miss some.
         """
-        ids, pairs = np.array(list(self.paths), np.int64), [np.zeros((2, 0), int)]
+        ids, groups = list(self.paths), DisjointSet(self.paths)
         for start in range(0, len(ids), 512):
-            found = self.query(self.vectors(ids[start : start + 512]), 33)
-            found = found[found["score"] >= threshold]
-            pairs.append(np.stack([found["query"] + start, np.searchsorted(ids, found["id"])]))
-        one, other = np.concatenate(pairs, axis=1)
-        graph = coo_array((np.ones(len(one), bool), (one, other)), shape=(len(ids),) * 2)
-        groups = pd.Series(ids).groupby(connected_components(graph, directed=False)[1]).agg(list)
-        return [group for group in groups if len(group) > 1]
+            found = self.query(self.vectors(part := ids[start : start + 512]), 33)
+            for row in found[found["score"] >= threshold].itertuples():
+                groups.merge(part[row.query], row.id)
+        return [sorted(group) for group in groups.subsets() if len(group) > 1]
 
     # -- folders -----------------------------------------------------------------------------------------------
 
@@ -232,19 +253,33 @@ class Index:
         model: for ``hamlet.load``, or what it returned; by default the index's own, else "default". options: those of
         ``update``. A build that was stopped goes on when it is asked for again.
         """
-        with storage.writing(folder) if folder else nullcontext():
-            old = cls.load(folder) if folder and (Path(folder) / storage.FILE).is_file() else cls()
+        with _writing(folder) if folder else nullcontext() as file:
+            old = cls.load(folder) if folder and file.is_file() else cls()
             name = model or old.about.get("model") or "default"
             encoder = hamlet.load(name) if isinstance(name, str) else name
-            probe = photos.probe(encoder)
-            index = old if photos.same(probe, old.about.get("probe", ())) else cls("flat", len(probe))
+            probe = _probe(encoder)
+            index = old if old.made_by(probe) else cls("flat", len(probe))
             index.version = old.version
             index.about |= {"model": name if isinstance(name, str) else "", "probe": probe.tolist()}
-            aside = storage.keep(folder) if len(old) and index is not old else ""  # of another model
-            index.update(encoder, root, folder, **options).set_aside = aside
+            aside = ""
+            if len(old) and index is not old:  # it is of another model
+                aside = shutil.copy2(file, file.with_name(f"index-{old.version[:8]}.safetensors"))
+            index.update(encoder, root, folder, **options).set_aside = str(aside)
         return index
 
-    def update(self, encoder: photos.Encoder | None = None, root=None, folder=None, kind=None, **options) -> Changes:
+    def made_by(self, probe: np.ndarray) -> bool:
+        """Whether this model's descriptor of the fixed picture is the index's, but for another processor's rounding."""
+        kept = np.asarray(self.about.get("probe", ()))
+        return len(probe) == len(kept) and float(probe @ kept) > 0.999
+
+    def encoder(self) -> "hamlet.Encoder":
+        """The model that described the photos; refused if what has its name now describes otherwise."""
+        found = hamlet.load(self.about.get("model") or "default")
+        if not self.made_by(_probe(found)):
+            raise HamletError(f"the model {found.name!r} is not what made this index; index the photos again")
+        return found
+
+    def update(self, encoder: "hamlet.Encoder | None" = None, root=None, folder=None, kind=None, **options) -> Changes:
         """Describe what is new or changed below ``root`` (default: the index's), forget what is gone.
 
         folder: where the index is saved, also on the way. kind: one of KINDS, by default by size. options: batch_size,
@@ -256,25 +291,24 @@ class Index:
             raise HamletError(f"this is the index of {home}; choose another folder for the index of {root}")
         self.about["root"] = str(root)  # also where the photos have moved
         now, left_out = photos.states(root)
-        own = Path(folder or root, storage.FILE).resolve()  # the index may lie among the photos
+        own = Path(folder or root, FILE).resolve()  # the index may lie among the photos
         left_out = [found for found in left_out if root / found[0] not in (own, own.parent)]
         old = {path: state for path, (_, state) in self.items.items()}
         todo = [path for path, state in now.items() if old.get(path) != state]
         np.random.default_rng(0).shuffle(todo)  # ivfpq learns from the first, which must not be of one folder
         hidden = tuple(f"{path}/" for path, why in left_out if why.startswith("unreadable folder"))
         self.remove(gone := {path for path in old.keys() - now.keys() if not path.startswith(hidden)})
-        saved, pause = time.monotonic(), CHECKPOINT
+        due = time.monotonic() + CHECKPOINT
         for rows, names, broken in photos.describe(root, todo, encoder or self.encoder(), **options):
             self.remove([path for path in (*names, *(path for path, _ in broken)) if path in self.items])
             if names:
                 self.add(rows, names, [now[path] for path in names])
             self.grow(len(now), kind)
             left_out += broken
-            if folder and time.monotonic() - saved > pause:
-                start = time.monotonic()
+            if folder and (start := time.monotonic()) > due:
                 self.save(folder)
                 saved = time.monotonic()
-                pause = max(CHECKPOINT, (saved - start) / SAVING)
+                due = saved + max(CHECKPOINT, (saved - start) / SAVING)
         if folder:
             self.grow(len(self), kind)
             self.save(folder)
@@ -284,19 +318,32 @@ class Index:
 
     def save(self, folder: str | Path) -> None:
         """Replace the index in ``folder``, whole or not at all; refused if another process changed it meanwhile."""
-        about = {"kind": self.kind, "dimension": self.dimension, "about": self.about}
-        about |= {"probes": self.probes, "effort": self.effort, "next_id": self.next_id}
+        about = {name: getattr(self, name) for name in ("kind", "dimension", "about", "probes", "effort", "next_id")}
         about["items"] = [(path, i, state) for path, (i, state) in self.items.items()]
         store = np.zeros(0, np.uint8) if self.store is None else faiss.serialize_index(self.store)
-        self.version = storage.write(folder, about, store, self.version)
+        blobs = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8), "store": store}
+        with _writing(folder) as file:
+            if file.is_file() and version(file) != self.version:
+                raise HamletError(f"{file} was changed since this index was read; load it and do it again")
+            with replacing(file) as partial:
+                save_file(blobs, partial, metadata={"version": (new := _digest(blobs))})
+        self.version = new
 
     @classmethod
     def load(cls, folder: str | Path) -> "Index":
         """Read a saved index, its content checked; it can be replaced meanwhile without harm."""
-        about, store, version = storage.read(folder)
-        index = cls(about["kind"], about["dimension"], about["about"], about["probes"], about["effort"])
-        index.items = {path: (i, state) for path, i, state in about["items"]}
+        if not (file := Path(folder) / FILE).is_file():
+            raise HamletError(f"no index at {folder}; make one with `hamlet index PHOTOS {shlex.quote(str(folder))}`")
+        try:
+            with safe_open(file, "numpy") as opened:
+                blobs = {name: opened.get_tensor(name) for name in ("about", "store")}
+                if _digest(blobs) != opened.metadata()["version"]:
+                    raise ValueError("not what was written")
+            about, index = json.loads(blobs["about"].tobytes()), cls()
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise HamletError(f"{file} is damaged ({error}); delete it and index the photos again") from error
+        index.items = {path: (i, state) for path, i, state in about.pop("items")}
         index.paths = {i: path for path, (i, _) in index.items.items()}
-        index.next_id, index.version = about["next_id"], version
-        index.store = faiss.deserialize_index(store) if len(store) else None
+        vars(index).update(about, version=_digest(blobs))
+        index.store = faiss.deserialize_index(blobs["store"]) if len(blobs["store"]) else None
         return index

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -23,47 +22,22 @@ from hamlet.paths import replacing
 PART = 512  # photos whose pixels, then descriptors, are in memory together
 
 
-class Encoder(Protocol):
-    """What ``hamlet.load`` returns: photos, decoded to ``image_size`` pixels, to descriptors float32 (N, D)."""
-
-    image_size: int
-
-    def encode(self, images: Sequence, batch_size: int = 32, progress: bool = True) -> np.ndarray: ...
-
-
 def as_text(path: str | os.PathLike) -> str:
     """A path for files of text: bytes that are no UTF-8 are replaced."""
     return os.fsencode(path).decode(errors="replace")
-
-
-def shown(path: str | os.PathLike) -> str:
-    """A path for people, on one line."""
-    return printable(as_text(path))
-
-
-def probe(encoder: Encoder) -> np.ndarray:
-    """Descriptor of a fixed picture, (D,): it tells one model from another, size and normalisation included."""
-    shape = (encoder.image_size, encoder.image_size, 3)
-    picture = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    return np.asarray(encoder.encode([picture], progress=False))[0]
-
-
-def same(one: np.ndarray, other: Sequence[float]) -> bool:
-    """Whether two probes come from one model; another processor's rounding is allowed for."""
-    return len(one) == len(other) and float(one @ np.asarray(other)) > 0.999
 
 
 def states(root: Path) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """{path: state} of every photo below ``root``, and (path, reason) of what was left out."""
     names, left_out = scan(root)
     if not names:
-        raise HamletError(f"no photo below {shown(root)}; name a folder that holds JPEG, PNG, HEIC or the like")
+        raise HamletError(f"no photo below {printable(root)}; name a folder that holds JPEG, PNG, HEIC or the like")
     info = ((name, (root / name).stat()) for name in names)
     return {n: f"{i.st_ino}-{i.st_size}-{i.st_mtime_ns}-{i.st_ctime_ns}" for n, i in info}, left_out
 
 
 def describe(
-    root: Path, names: Sequence[str], encoder: Encoder, batch_size: int = 32, progress: bool = True
+    root: Path, names: Sequence[str], encoder: "hamlet.Encoder", batch_size: int = 32, progress: bool = True
 ) -> Iterator[tuple[np.ndarray, list[str], list[tuple[str, str]]]]:
     """Up to PART photos at a time: rows float32 (N, D), their names, and (name, reason) of those that do not decode.
 
@@ -72,12 +46,13 @@ def describe(
     images, left = decode_many((root / name for name in names), encoder.image_size, PART), iter(names)
     with tqdm(total=len(names), desc="describing", unit="photo", disable=None if progress else True) as bar:
         while part := list(islice(left, PART)):
-            found = dict(zip(part, images, strict=False))
-            broken = [(name, image.reason) for name, image in found.items() if isinstance(image, ImageError)]
-            good = {name: image for name, image in found.items() if not isinstance(image, ImageError)}
-            rows = np.zeros((0, 0), np.float32)
-            if good:
-                rows = encoder.encode(list(good.values()), batch_size=batch_size, progress=False)
+            good, broken = {}, []
+            for name, image in zip(part, images, strict=False):
+                if isinstance(image, ImageError):
+                    broken.append((name, image.reason))
+                else:
+                    good[name] = image
+            rows = encoder.encode(list(good.values()), batch_size, progress=False) if good else np.zeros((0, 0))
             bar.update(len(part))
             yield rows, list(good), broken
 

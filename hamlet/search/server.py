@@ -14,8 +14,7 @@ from starlette.routing import Route
 
 from hamlet.errors import HamletError
 from hamlet.search import page
-from hamlet.search.index import Index
-from hamlet.search.storage import FILE, version
+from hamlet.search.index import FILE, Index, version
 
 UPLOAD = 32 << 20  # bytes; the largest photos of a phone are about 15 MB
 HERE = ["127.0.0.1", "localhost"]

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from hamlet import paths
 from hamlet.errors import HamletError
 from hamlet.search import KINDS, Index, choose_kind
-from hamlet.search.storage import FILE
+from hamlet.search.index import FILE
 
 
 def unit_rows(n: int, d: int = 32, seed: int = 0) -> np.ndarray:
