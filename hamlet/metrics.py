@@ -163,7 +163,7 @@ class _Scores:
                 part[:] = torch.from_numpy(np.stack([(tile * q).sum(axis=1) for q in query.cpu().numpy()]))
             else:
                 torch.mm(query, tile.T, out=part)
-        return out if out.is_cuda else out.numpy()
+        return out if torch.is_tensor(self.query) else out.numpy()
 
     def measure(self, groups: Sequence, evaluate: Callable, skips: Sequence[Callable] = ()) -> RetrievalResult:
         """``evaluate(scores of each group, of the rest, tie, band)`` for each block of queries, and means over all.
