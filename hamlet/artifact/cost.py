@@ -5,7 +5,6 @@ weights stands in where its cost does not depend on them; HAMLET's does (which t
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -51,36 +50,30 @@ def measure(profile: str, dataset: str) -> Path:
     asked = profiles.load_profile(profile)["efficiency"]
     repeats, size = asked["repeats"], asked["image_size"]
     device = choose_device(profiles.of_dataset(profile, dataset)["device"]).type
-    threads = torch.get_num_threads()
     runs = first_runs(profile, dataset)
     stored = {name: read_verified(run.folder / "result.json") for name, run in runs.items()}
     if not stored:
         raise HamletError(f"no finished run of {profile} on {dataset}: ./run_all.sh {profile} --dataset {dataset}")
     settings = {name: profiles.parameters(runs[name]) | record["parameters"] for name, record in stored.items()}
     torch.set_num_threads(1)  # what one core does: the report's batch of one image leaves little to share
-    try:
-        with own_temporary_folder() as folder:
-            found = {name: weights_of(run, settings[name], folder) for name, run in runs.items()}
-            weights = {name: path for name, path in found.items() if path}
-            if not weights:
-                raise HamletError(
-                    f"none of {', '.join(runs)} has weights (git keeps none), and HAMLET's cost depends on them: set "
-                    f"{paths.results_dir(profile, dataset)} aside and build again"
-                )
-            data = load_data(dataset, next(iter(settings.values())))
-            images = query_images(data, repeats, size, load_model(next(iter(weights.values()))))
-            rows = compare(weights, images, device)
-        source = {**provenance(device), "threads": 1}
-    finally:
-        torch.set_num_threads(threads)
-    fresh = [name for name, path in weights.items() if path.parent != runs[name].folder]
+    with own_temporary_folder() as folder:
+        found = {name: weights_of(run, settings[name], folder) for name, run in runs.items()}
+        weights = {name: path for name, path in found.items() if path}
+        if not weights:
+            raise HamletError(
+                f"none of {', '.join(runs)} has weights (git keeps none), and HAMLET's cost depends on them: set "
+                f"{paths.results_dir(profile, dataset)} aside and build again"
+            )
+        data = load_data(dataset, next(iter(settings.values())))
+        images = query_images(data, repeats, size, load_model(next(iter(weights.values()))))
+        rows = compare(weights, images, device)
     given = {"profile": profile, "dataset": dataset, "device": device, "image_size": size, "batch_size": 1}
-    given |= {"images": repeats, "warmup": WARMUP, "dtype": "float32", "new_weights": fresh}
-    given |= {"memory": MEMORY.get(device, "not measured.")}
+    given |= {"images": repeats, "warmup": WARMUP, "dtype": "float32", "memory": MEMORY.get(device, "not measured.")}
+    given["new_weights"] = [name for name, path in weights.items() if path.parent != runs[name].folder]
     given["runs"] = {name: stored[name]["digest"] for name in weights}
-    content = {"schema": 1, "parameters": given, "models": rows, "provenance": source}
+    content = {"schema": 1, "parameters": given, "models": rows, "provenance": provenance(device)}
     path = paths.results_dir(profile, dataset) / "efficiency" / "result.json"
-    paths.write_json(path, json.loads(json.dumps(content | {"digest": digest(content)})))
+    paths.write_json(path, content | {"digest": digest(content)})
     return path
 
 

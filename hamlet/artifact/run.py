@@ -205,7 +205,6 @@ def store(job: Job, data, model, untrained, trained, evaluation) -> Path:
     }
     if model.text_tower is not None:
         record["words"] = words(model, data, evaluation, job.settings["text_teacher"])
-    record = json.loads(json.dumps(record, allow_nan=False))
     paths.write_json(job.folder / "result.json", record | {"digest": digest(record)})
     return job.folder / "result.json"
 
