@@ -309,36 +309,31 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace) -> int:
-    """What the command line asks for; returns the exit code."""
-    if options.profile == "all":
-        return everything(options.jobs or cores(), options.dry_run)
-    if options.data_root:
-        if not (root := Path(options.data_root).expanduser()).is_dir():
-            raise HamletError(f"data root {options.data_root!r} is not a folder; create it or name another")
-        os.environ["HAMLET_DATA"] = str(root.resolve())
-    if options.dataset == "folder":
-        options.dataset = folder_slot(options)
-    build = Build(options)
-    # one run per card where the profile may use cards and there are any, else one per core
-    jobs = options.jobs or (profiles.wants_card(build.profile, build.dataset) and profiles.cards()) or cores()
-    if options.dry_run:
-        if options.fresh:
-            print(f"--fresh: what is stored of {', '.join(sorted(build.over))} would be set aside first")
-        build.verify(build.data_hash() if build.kept or profiles.kind(build.dataset) == "folder" else None)
-        build.announce(jobs)
-        return 0
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores the second on purpose
-            signal.signal(number, signal.default_int_handler)
-    with only_one([f"{build.profile}/{build.dataset}"]):
-        return carry_out(build, jobs, options)
-
-
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     with one_line(argv):
-        return run(options)
+        if options.profile == "all":
+            return everything(options.jobs or cores(), options.dry_run)
+        if options.data_root:
+            if not (root := Path(options.data_root).expanduser()).is_dir():
+                raise HamletError(f"data root {options.data_root!r} is not a folder; create it or name another")
+            os.environ["HAMLET_DATA"] = str(root.resolve())
+        if options.dataset == "folder":
+            options.dataset = folder_slot(options)
+        build = Build(options)
+        # one run per card where the profile may use cards and there are any, else one per core
+        jobs = options.jobs or (profiles.wants_card(build.profile, build.dataset) and profiles.cards()) or cores()
+        if options.dry_run:
+            if options.fresh:
+                print(f"--fresh: what is stored of {', '.join(sorted(build.over))} would be set aside first")
+            build.verify(build.data_hash() if build.kept or profiles.kind(build.dataset) == "folder" else None)
+            build.announce(jobs)
+            return 0
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores the second on purpose
+                signal.signal(number, signal.default_int_handler)
+        with only_one([f"{build.profile}/{build.dataset}"]):
+            return carry_out(build, jobs, options)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from hamlet import paths
 from hamlet.errors import HamletError
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, a tenth of the time where libyaml is there
-MOST_SEEDS = 1000
 TEXT_WEIGHTS = ("text_alignment", "text_proxies", "text_guidance")
 
 
@@ -98,7 +97,7 @@ FIELDS = {
 DEFAULTS = {key: field.default for key, field in FIELDS.items() if field.default is not ...}
 EFFICIENCY = {"image_size": Field(int, 32, 1024), "repeats": Field(int, 1)}
 ESTIMATE = {name: Field(float, 1.0) for name in ("run_seconds", "images", "report_seconds", "disk_mb")}
-SEEDS = Field(int, 1, MOST_SEEDS)
+SEEDS = Field(int, 1, 1000)
 VARIANT = {"text": Field(bool), "options": Field(dict), "parameters": Field(dict)}
 SECTIONS = ("seeds", "parameters", "datasets", "models", "efficiency", "estimate", "runs")
 

@@ -68,12 +68,9 @@ def read_verified(path: Path) -> dict:
 def check_result(
     run: Run, data_hash: str | None = None, settings: dict | None = None, folder: Path | None = None
 ) -> tuple[str, str]:
-    """("sound" | "absent" | "broken" | "stale", why) for the stored result of a run.
+    """("sound" | "absent" | "broken" | "stale", why) for the stored result of a run, or what lies in ``folder``.
 
-    Args:
-        data_hash: content hash of the data set as it is now, where the caller knows it.
-        settings: the parameters that are asked for; the profile's by default.
-        folder: where the result lies; the run's own folder by default.
+    data_hash: the data set's content as it is now, where known. settings: what is asked for, by default the profile's.
     """
     path = (folder or run.folder) / "result.json"
     if not path.parent.is_dir() or not any(path.parent.iterdir()):
