@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -19,7 +19,6 @@ from hamlet import paths
 from hamlet.errors import HamletError
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, a tenth of the time where libyaml is there
-MOST_SEEDS = 1000
 TEXT_WEIGHTS = ("text_alignment", "text_proxies", "text_guidance")
 
 
@@ -34,9 +33,13 @@ class Field:
     default: object = ...  # ...: every profile has to name it
     null: bool = False
 
+    @property
+    def kinds(self) -> tuple[type, ...]:
+        return self.kind if isinstance(self.kind, tuple) else (self.kind,)
+
     def check(self, name: str, value: object, where: str) -> object:
         """The value, an integer widened where a float is due; HamletError for what does not fit."""
-        kinds = self.kind if isinstance(self.kind, tuple) else (self.kind,)
+        kinds = self.kinds
         if value is None and self.null:
             return None
         if type(value) is int and float in kinds and int not in kinds:
@@ -91,9 +94,11 @@ FIELDS = {
     "precision": Field(str, choices=("auto", "float32", "bfloat16")),
     "device": Field(str, choices=("auto", "cpu", "cuda", "mps")),
 }  # fmt: skip
+DEFAULTS = {key: field.default for key, field in FIELDS.items() if field.default is not ...}
 EFFICIENCY = {"image_size": Field(int, 32, 1024), "repeats": Field(int, 1)}
 ESTIMATE = {name: Field(float, 1.0) for name in ("run_seconds", "images", "report_seconds", "disk_mb")}
-SEEDS = Field(int, 1, MOST_SEEDS)
+SEEDS = Field(int, 1, 1000)
+VARIANT = {"text": Field(bool), "options": Field(dict), "parameters": Field(dict)}
 SECTIONS = ("seeds", "parameters", "datasets", "models", "efficiency", "estimate", "runs")
 
 
@@ -168,11 +173,8 @@ def load_variants() -> dict[str, dict]:
     for name, entry in known.items():
         if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
             raise HamletError(f"{where}: {name!r} is no name of letters, digits and _")
-        for key in _mapping(entry, f"{where} {name}"):
-            one_of(key, ("text", "options", "parameters"), "key", f"{where} {name}")
-        _mapping(entry.get("options", {}), f"{where} {name}.options")
+        check_values(entry, f"{where} {name}", VARIANT)
         entry["parameters"] = check_values(entry.get("parameters", {}), f"{where} {name}.parameters")
-        Field(bool).check("text", entry.get("text", False), f"{where} {name}")
     one_of("default", known, "variant", where)
     return known
 
@@ -207,15 +209,12 @@ def load_profile(name: str) -> dict:
     if missing := [key for key in SECTIONS if key not in profile]:
         raise HamletError(f"{where}: missing section {', '.join(missing)}")
     SEEDS.check("seeds", profile["seeds"], where)
-    given = check_values(profile["parameters"], f"{where} parameters")
-    defaults = {key: field.default for key, field in FIELDS.items() if field.default is not ...}
-    if missing := [key for key in FIELDS if key not in defaults | given]:
-        raise HamletError(f"{where} parameters: missing {', '.join(missing)}")
-    profile["parameters"] = {key: (defaults | given)[key] for key in FIELDS}
-    for section, fields in (("efficiency", EFFICIENCY), ("estimate", ESTIMATE)):
-        profile[section] = check_values(profile[section], f"{where} {section}", fields)
-        if missing := [key for key in fields if key not in profile[section]]:
+    for section, fields in (("parameters", FIELDS), ("efficiency", EFFICIENCY), ("estimate", ESTIMATE)):
+        defaults = DEFAULTS if fields is FIELDS else {}
+        given = defaults | check_values(profile[section], f"{where} {section}", fields)
+        if missing := [key for key in fields if key not in given]:
             raise HamletError(f"{where} {section}: missing {', '.join(missing)}")
+        profile[section] = {key: given[key] for key in fields}
     _check_runs(profile["runs"], f"{where} runs")
     for section in ("datasets", "models"):
         entries = _mapping(profile[section] or {}, f"{where} {section}")
@@ -239,15 +238,12 @@ def _check_runs(runs: object, where: str) -> None:
 
 
 def _overrides(values: object, runs: list[str], where: str) -> dict:
-    values = dict(_mapping(values or {}, where))
-    own = {key: values.pop(key) for key in ("seeds", "runs") if key in values}
-    if "seeds" in own:
-        SEEDS.check("seeds", own["seeds"], where)
-    if "runs" in own:
-        _check_runs(own["runs"], f"{where} runs")
-        for name in own["runs"]:
+    given = check_values(values or {}, where, FIELDS | {"seeds": SEEDS, "runs": Field(list)})
+    if "runs" in given:
+        _check_runs(given["runs"], f"{where} runs")
+        for name in given["runs"]:
             one_of(name, runs, "run", f"{where} runs")
-    return check_values(values, where) | own
+    return given
 
 
 def kind(dataset: str) -> str:
@@ -258,7 +254,7 @@ def kind(dataset: str) -> str:
 def check_dataset(dataset: str) -> None:
     from hamlet.data import list_datasets  # here: a profile can be read without it
 
-    if kind(dataset) == dataset or not re.fullmatch(r"folder-\w+-[0-9a-f]{8}", dataset):
+    if not re.fullmatch(r"folder-\w+-[0-9a-f]{8}", dataset):
         one_of(dataset, list_datasets(), "data set")
 
 
@@ -288,14 +284,15 @@ def expand(profile: str, dataset: str, models: list[str] | None = None, seeds: i
         for name in chosen
         if seed < count[name]
     ]
-    return [_shared(run, loaded.get("extends")) for run in runs]
+    return [_shared(run) for run in runs]
 
 
-def _shared(run: Run, parent: str | None) -> Run:
+def _shared(run: Run) -> Run:
     """The parent profile's run where it has the same one, told the same."""
+    parent = load_profile(run.profile).get("extends")
     if parent is None:
         return run
-    other = _shared(Run(parent, *list(vars(run).values())[1:]), load_profile(parent).get("extends"))
+    other = _shared(replace(run, profile=parent))
     runs = load_profile(other.profile)
     same = run.run_name in runs["datasets"].get(kind(run.dataset), {}).get("runs", runs["runs"])
     return other if same and parameters(other) == parameters(run) else run
@@ -304,8 +301,7 @@ def _shared(run: Run, parent: str | None) -> Run:
 def of_dataset(profile: str, dataset: str) -> dict:
     """What all runs of a profile on a data set are told, before the model's and the variant's own parameters."""
     loaded = load_profile(profile)
-    own = loaded["datasets"].get(kind(dataset), {})
-    return loaded["parameters"] | {key: own[key] for key in FIELDS if key in own}
+    return loaded["parameters"] | loaded["datasets"].get(kind(dataset), {})
 
 
 def wants_card(profile: str, dataset: str) -> bool:
@@ -324,12 +320,12 @@ def parameters(run: Run) -> dict:
     if not variant.get("text", run.model.startswith("hamlet_")):
         merged |= dict.fromkeys(TEXT_WEIGHTS, 0.0)
     merged |= variant["parameters"]
-    return {key: merged[key] for key in FIELDS}  # a model's own "seeds" is no parameter
+    return {key: merged[key] for key in FIELDS}  # "seeds" and "runs" are no parameters
 
 
 def options(run: Run) -> dict:
     """What the run's variant changes in the model."""
-    return dict(load_variants()[run.variant].get("options", {}))
+    return load_variants()[run.variant].get("options", {})
 
 
 def cards() -> int:

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -67,12 +68,9 @@ def read_verified(path: Path) -> dict:
 def check_result(
     run: Run, data_hash: str | None = None, settings: dict | None = None, folder: Path | None = None
 ) -> tuple[str, str]:
-    """("sound" | "absent" | "broken" | "stale", why) for the stored result of a run.
+    """("sound" | "absent" | "broken" | "stale", why) for the stored result of a run, or what lies in ``folder``.
 
-    Args:
-        data_hash: content hash of the data set as it is now, where the caller knows it.
-        settings: the parameters that are asked for; the profile's by default.
-        folder: where the result lies; the run's own folder by default.
+    data_hash: the data set's content as it is now, where known. settings: what is asked for, by default the profile's.
     """
     path = (folder or run.folder) / "result.json"
     if not path.parent.is_dir() or not any(path.parent.iterdir()):
@@ -90,8 +88,7 @@ def check_result(
 def differences(run: Run, record: dict, data_hash: str | None = None, settings: dict | None = None) -> list[str]:
     """What a result was made from that is not so now: parameters, data, versions, code, a phrase each."""
     asked, told = settings or profiles.parameters(run), []
-    defaults = {key: field.default for key, field in profiles.FIELDS.items() if field.default is not ...}
-    before, origin = defaults | record["parameters"], record["provenance"]
+    before, origin = profiles.DEFAULTS | record["parameters"], record["provenance"]
     changed = {key for key in asked | before if asked.get(key) != before.get(key)}
     changed -= {"device"} if asked["device"] == "auto" else set()  # any answers it; provenance names the one
     told += [f"{key} {before.get(key)!r} -> {asked.get(key)!r}" for key in sorted(changed)]
@@ -135,6 +132,12 @@ def stored_runs(profile: str, dataset: str) -> list[Run]:
             asked = profiles.expand(profile, dataset)
             found |= {run for run in asked if run.profile != profile and (run.folder / "result.json").is_file()}
     return sorted(found)
+
+
+def first_runs(profile: str, dataset: str) -> dict[str, Run]:
+    """Run name -> its stored run of the lowest seed, by name."""
+    runs = sorted(stored_runs(profile, dataset), key=lambda run: (run.run_name, -run.seed))
+    return {run.run_name: run for run in runs}
 
 
 def stored_datasets(profile: str) -> list[str]:
@@ -184,7 +187,7 @@ def trained_twice(profile: str, dataset: str) -> pd.DataFrame:
     other_mAP. Nothing else differs, so they show what a machine is worth."""
     parent, rows = profiles.load_profile(profile).get("extends"), []
     for run in stored_runs(profile, dataset) if parent else []:
-        other = Run(parent, *list(vars(run).values())[1:])
+        other = replace(run, profile=parent)
         if run.profile != profile or not (other.folder / "result.json").is_file():
             continue
         here, there = (read_verified(r.folder / "result.json") for r in (run, other))
