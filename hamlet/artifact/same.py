@@ -94,7 +94,7 @@ def show(commits: list[str], jobs: int) -> Path:
                     if apart := [key for key in old if key != "code" and old[key] != now[key]]:
                         what = ", ".join(apart)
                         raise HamletError(f"{where}: other {what} than with {commit}; its results must be made again")
-                    pairs = {name: [old["code"].get(name), value] for name, value in now["code"].items()}
+                    pairs = {n: [old["code"].get(n), now["code"].get(n)] for n in old["code"] | now["code"]}
                     modules[commit] |= {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
         finally:
             pool.shutdown(cancel_futures=True)
