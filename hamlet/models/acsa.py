@@ -96,7 +96,8 @@ class CrossScaleAttention(nn.Module):
             gate = log_gate.exp()
             # log g joins the product: L more entries of q hold it, and k's pick the key's level
             level = torch.eye(levels, dtype=k.dtype, device=x.device).repeat_interleave(n, 0)
-            q = torch.cat([q, spread(log_gate.to(q.dtype).repeat_interleave(n, 1), self.heads)], -1)
+            weights = log_gate.to(q.dtype).repeat_interleave(n, 1)[:, None].expand(-1, self.heads, -1, -1)
+            q = torch.cat([q, weights], -1)
             k = torch.cat([k, level.expand(*k.shape[:3], levels)], -1)
         logits = (q @ k.transpose(-2, -1)).float()
         if not self.exchange:
@@ -104,11 +105,6 @@ class CrossScaleAttention(nn.Module):
             logits = logits.masked_fill(level[:, None] != level, -math.inf)
         mixed = _attend(logits, v, kept.mask, levels)
         return self.out(mixed.unflatten(2, (levels, n)).permute(2, 0, 3, 1, 4).flatten(3)), gate
-
-
-def spread(x: Tensor, heads: int) -> Tensor:
-    """(B, n, c) -> (B, heads, n, c), the same for every head."""
-    return x[:, None].expand(-1, heads, -1, -1)
 
 
 def _attend(logits: Tensor, v: Tensor, mask: Tensor | None, levels: int) -> Tensor:
@@ -175,10 +171,8 @@ class TokenKeeper(nn.Module):
     evaluation draws nothing. Tokens are detached: the keeper's noise does not reach the backbone.
     """
 
-    def __init__(self, levels: int, width: int, temperature: float = 1.0, gain: float = 8.0):
+    def __init__(self, levels: int, width: int):
         super().__init__()
-        self.temperature = temperature
-        self.gain = gain  # lets logits outgrow the noise, and reach the ratio, within a few hundred Adam steps
         self.evidence = nn.Linear(2 * levels, 1)
         self.hidden = LevelLinear(levels, width, width // 4)
         self.score = LevelLinear(levels, width // 4, 1, gain=0.1)
@@ -196,7 +190,8 @@ class TokenKeeper(nn.Module):
             level = (typical + 1e-3).log().expand_as(relative)
             evidence = self.evidence(torch.cat([relative, level]).permute(1, 2, 0)).squeeze(-1)
             content = self.score(F.gelu(self.hidden(tokens))).squeeze(-1).sum(0)
-            return self.gain * (evidence + content)
+            # the factor lets logits outgrow the noise, and reach the ratio, within a few hundred Adam steps
+            return 8.0 * (evidence + content)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Normalised tokens (L, B, cells, d) -> mask (B, cells) of zeros and ones, with gradients in training."""
@@ -205,7 +200,7 @@ class TokenKeeper(nn.Module):
         if not self.training:
             return ((logits > 0) | best).float()
         u = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
-        soft = ((logits + u.log() - (1 - u).log()) / self.temperature).sigmoid()
+        soft = (logits + u.log() - (1 - u).log()).sigmoid()
         return ((soft > 0.5) | best).float() + soft - soft.detach()
 
 

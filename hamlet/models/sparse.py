@@ -18,14 +18,6 @@ from hamlet.models.base import Range, RetrievalModel, register
 from hamlet.models.layers import GeM, conv_bn
 
 
-def context_convolution(channels: int, width: int, separable: bool) -> nn.Module:
-    """3x3 context (B, channels, H, W) -> (B, width, H, W); separable: 1x1 reduction, depthwise 3x3, 1x1."""
-    if not separable:
-        return conv_bn(channels, width, kernel=3)
-    depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
-    return nn.Sequential(conv_bn(channels, width), depthwise, nn.BatchNorm2d(width), nn.ReLU(), conv_bn(width, width))
-
-
 class SparseAutoencoder(nn.Module):
     """``u = W (e - b_pre) + b``, ``z = ReLU(TopK_k(u))``, ``e^ = W' z + b_pre``; silence kept in a buffer.
 
@@ -105,7 +97,7 @@ class SPARSE(RetrievalModel):
 
     Args:
         width: d, the dimension that is encoded. 512 gives the report's 21.93 M parameters on ResNet18; 384 with
-            ``separable`` gives 9.79 M on MobileNetV3.
+            ``separable`` (1x1 reduction, depthwise 3x3, 1x1) gives 9.79 M on MobileNetV3.
         codes: V, the descriptor's dimension.
         k: non-zeros of a descriptor, at most. As (int32 index, float32 value) pairs, 64 take 512 bytes, a
             quarter of a dense 512-d float32 descriptor; k = 256 makes the bytes equal.
@@ -139,7 +131,16 @@ class SPARSE(RetrievalModel):
             raise HamletError(f"sparse: k={k}, expected 1 to codes={codes}")
         self.embedding_dim, self.k = codes, k
         self.weights = {"reconstruction": reconstruction_weight, "dead_codes": dead_weight, "flops": flops_weight}
-        self.context = context_convolution(self.backbone.channels[-1], width, separable)
+        channels = self.backbone.channels[-1]
+        if separable:
+            depthwise = (
+                nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            )
+            self.context = nn.Sequential(conv_bn(channels, width), *depthwise, conv_bn(width, width))
+        else:
+            self.context = conv_bn(channels, width, kernel=3)
         self.pool = GeM()
         self.norm = nn.BatchNorm1d(width, affine=False)
         self.autoencoder = SparseAutoencoder(width, codes, k, dead_after, start_k, anneal_images)
