@@ -68,24 +68,21 @@ class HubModel(PyTorchModelHubMixin):
 
     def generate_model_card(self, *args, **kwargs) -> ModelCard:
         """A card written from the model's own record; what is not recorded is said not to be."""
-        known = (
-            dict.fromkeys(("data", "metrics", "licence", "limits", "image_size"), "not stated by the maker") | self.card
-        )
-        for name, value in known.items():
+        told = dict.fromkeys(("data", "metrics", "licence", "limits", "image_size"), "not stated by the maker")
+        for name, value in self.card.items():
             if isinstance(value, dict):
-                known[name] = "\n".join(f"- {part}: {entry}" for part, entry in value.items())
-        return ModelCard(
-            CARD.format(
-                **known,
-                method=self.method,
-                backbone=self.backbone_name,
-                dim=self.embedding_dim,
-                parameters=sum(p.numel() for p in self.parameters()),
-                first=" ".join(filter(None, self.initial_weights.values())),
-                version=__version__,
-                tag=f"\nlicense: {known['licence']}" if "licence" in self.card else "",
-            )
-        )
+                value = "\n".join(f"- {part}: {entry}" for part, entry in value.items())
+            told |= {} if value is None else {name: value}
+        told |= {
+            "method": self.method,
+            "backbone": self.backbone_name,
+            "dim": self.embedding_dim,
+            "parameters": sum(p.numel() for p in self.parameters()),
+            "first": " ".join(filter(None, map(self.initial_weights.get, ("source", "tag", "sha256")))),
+            "version": __version__,
+            "tag": f"\nlicense: {told['licence']}" if "licence" in self.card else "",
+        }
+        return ModelCard(CARD.format_map(told))
 
 
 def save_model(model: "RetrievalModel", path: str | Path, card: dict | None = None) -> None:
