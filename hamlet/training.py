@@ -118,11 +118,6 @@ def fill_batch(batch_size: int, images_per_class: int, classes: int) -> int:
     return next((m for m in fits if m >= images_per_class), fits[-1])
 
 
-def uses_text(settings: dict) -> bool:
-    """Whether any text term has a weight."""
-    return any(settings[f"text_{term}"] > 0 for term in ("alignment", "proxies", "guidance"))
-
-
 class Objective(nn.Module):
     """Metric loss + the model's auxiliary losses + text losses, as one module so that it can be distributed."""
 
@@ -179,17 +174,6 @@ def freeze_levels(backbone: nn.Module, levels: int) -> list[nn.Module]:
     return [m for m in backbone.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
 
 
-def average_weights(backbone: nn.Module, initial: dict[str, Tensor], share: float) -> None:
-    """``(1 - share) * initial + share * trained`` for every weight and statistic of the backbone, in place.
-
-    WiSE-FT: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022. It keeps what the pretrained network
-    knew of images that the training classes do not cover.
-    """
-    for name, value in backbone.state_dict().items():
-        if value.is_floating_point():
-            value.copy_(initial[name] * (1 - share) + value * share)
-
-
 @dataclass
 class Trained:
     """What ``train`` returns: the learning curve (one row an epoch), what it cost, and how it was really done."""
@@ -226,7 +210,8 @@ class Trainer:
     """State of one training: model, objective, optimiser, schedule, curve; ``fit`` runs it to the end."""
 
     def __init__(self, model: RetrievalModel, data: RetrievalDataset, settings: dict, seed: int, folder: Path):
-        self.settings, self.seed, self.folder, self.data = settings, seed, folder, data
+        self.settings, self.seed, self.data = settings, seed, data
+        self.folder, self.checkpoint = folder, folder / "checkpoint.pt"
         self.device = choose_device(settings["device"])
         self.bf16 = uses_bf16(settings["precision"], self.device)
         # without captions the text layers take no part in the loss
@@ -250,9 +235,13 @@ class Trainer:
         seed_everything(seed)
         self.frozen = freeze_levels(model.backbone, settings["frozen_levels"])
         self.initial = {k: v.clone() for k, v in model.backbone.state_dict().items()}
-        text = self._text(images) if uses_text(settings) else None
-        if text is not None and model.text_tower is not None:
-            model.text_mean.copy_(torch.from_numpy(text.mean))
+        text = None
+        if any(settings[f"text_{term}"] > 0 for term in ("alignment", "proxies", "guidance")):
+            names = [data.class_names[c] for c in images.classes]
+            how = {"source": settings["text_source"], "teacher": settings["text_teacher"], "seed": seed}
+            text = text_targets(data.train.captions, images.targets, names, **how)
+            if model.text_tower is not None:
+                model.text_mean.copy_(torch.from_numpy(text.mean))
         objective = Objective(model, classes, settings, text)
         # fused: a fifth of the time of a step over 25 M parameters on a CPU
         optimizer = torch.optim.AdamW(self._groups(model, objective), fused=self.device.type != "mps")
@@ -263,16 +252,14 @@ class Trainer:
             total_steps=self.steps * settings["epochs"] + 1,
             pct_start=settings["warmup"],
         )
+        self.raw = model
         self.model, self.objective, self.optimizer, self.loader = self.accelerator.prepare(
             model, objective, optimizer, loader
         )
+        self.parts = {"model": model, "objective": objective, "optimizer": self.optimizer, "schedule": self.schedule}
+        self.identity = json.dumps([settings, seed, data.content_hash, self.steps], sort_keys=True)
         self.rows: list[dict] = []
         self.seconds = 0.0
-
-    def _text(self, images: TrainingImages) -> TextTargets:
-        names = [self.data.class_names[c] for c in images.classes]
-        how = {"source": self.settings["text_source"], "teacher": self.settings["text_teacher"]}
-        return text_targets(self.data.train.captions, images.targets, names, **how, seed=self.seed)
 
     def _groups(self, model: RetrievalModel, objective: Objective) -> list[dict]:
         """Backbone, head and proxies learn at their own rates; vectors (biases, norms, GeM's p) are not decayed."""
@@ -288,10 +275,6 @@ class Trainer:
             for (rate, matrix), params in sorted(groups.items())
         ]
 
-    @property
-    def raw(self) -> RetrievalModel:
-        return self.accelerator.unwrap_model(self.model)
-
     def fit(self) -> Trained:
         self._resume()
         epochs, done = self.settings["epochs"], len(self.rows)
@@ -306,8 +289,12 @@ class Trainer:
                 self._save()
                 saved = time.monotonic()
         bar.close()
-        if self.settings["backbone_share"] < 1:
-            average_weights(self.raw.backbone, self.initial, self.settings["backbone_share"])
+        if (share := self.settings["backbone_share"]) < 1:
+            # WiSE-FT (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022) keeps what the pretrained
+            # network knew of images that the training classes do not cover
+            for name, value in self.raw.backbone.state_dict().items():
+                if value.is_floating_point():
+                    value.copy_(self.initial[name] * (1 - share) + value * share)
             self.rows[-1] |= self._validate()
         batch, images = self.settings["batch_size"], epochs * self.steps * self.settings["batch_size"]
         device = self.accelerator.device
@@ -362,42 +349,31 @@ class Trainer:
             "Look at them, or lower the learning rate (workflow/*.yaml)"
         )
 
-    @property
-    def _checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
-
-    def _parts(self) -> dict:
-        objective = self.accelerator.unwrap_model(self.objective)
-        return {"model": self.raw, "objective": objective, "optimizer": self.optimizer, "schedule": self.schedule}
-
-    def _identity(self) -> str:
-        return json.dumps([self.settings, self.seed, self.data.content_hash, self.steps], sort_keys=True)
-
     def _save(self) -> None:
         """Weights, proxies, optimiser and schedule in one file, whole or not at all; strides and bits are kept."""
         if not self.accelerator.is_main_process:
             return
-        facts = {"identity": self._identity(), "rows": self.rows, "seconds": self.seconds}
-        with replacing(self._checkpoint) as partial:
-            torch.save(facts | {name: part.state_dict() for name, part in self._parts().items()}, partial)
+        facts = {"identity": self.identity, "rows": self.rows, "seconds": self.seconds}
+        with replacing(self.checkpoint) as partial:
+            torch.save(facts | {name: part.state_dict() for name, part in self.parts.items()}, partial)
 
     def _resume(self) -> None:
         """Go on from the checkpoint; one that cannot be read is set aside, and training begins anew."""
-        if not self._checkpoint.is_file():
+        if not self.checkpoint.is_file():
             return
         try:
-            saved = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
-            identity, _ = saved["identity"], [saved[name] for name in ("rows", "seconds", *self._parts())]
+            saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            identity, _ = saved["identity"], [saved[name] for name in ("rows", "seconds", *self.parts)]
         except Exception as error:  # torch raises many types for a damaged file
-            aside = self._checkpoint.with_suffix(f".damaged-{time.time_ns()}")
-            self._checkpoint.rename(aside)
+            aside = self.checkpoint.with_suffix(f".damaged-{time.time_ns()}")
+            self.checkpoint.rename(aside)
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            print(f"{self._checkpoint} cannot be read ({reason}): set aside as {aside.name}; starting anew")
+            print(f"{self.checkpoint} cannot be read ({reason}): set aside as {aside.name}; starting anew")
             return
-        if identity != self._identity():
-            print(f"{self._checkpoint} belongs to other settings; starting anew")
+        if identity != self.identity:
+            print(f"{self.checkpoint} belongs to other settings; starting anew")
             return
-        for name, part in self._parts().items():
+        for name, part in self.parts.items():
             part.load_state_dict(saved[name])
         self.rows, self.seconds = saved["rows"], saved["seconds"]
         print(f"resumed after epoch {len(self.rows)} of {self.settings['epochs']}")
