@@ -28,8 +28,7 @@ Picture = str | Path | bytes | PIL.Image.Image | np.ndarray
 
 
 def _is_sentence(query: object) -> bool:
-    named = isinstance(query, str) and (os.path.exists(query) or Path(query).suffix.lower() in EXTENSIONS)
-    return isinstance(query, str) and not named
+    return isinstance(query, str) and not os.path.exists(query) and Path(query).suffix.lower() not in EXTENSIONS
 
 
 class Encoder:
@@ -44,7 +43,7 @@ class Encoder:
         self.image_size = size = model.card.get("image_size", 224)
         if type(size) is not int or not 32 <= size <= 4096:
             raise HamletError(f"{name}: its card says image_size {size!r}, expected 32 to 4096 px; save it again")
-        self.transform = evaluation_transform(self.image_size, model.mean, model.std)
+        self.transform = evaluation_transform(size, model.mean, model.std)
 
     @torch.inference_mode()
     def encode(self, images: Picture | Sequence[Picture], batch_size: int = 32, progress: bool = True) -> np.ndarray:
@@ -69,12 +68,10 @@ class Encoder:
         if not isinstance(images, Iterable):
             raise HamletError(f"cannot encode a {type(images).__name__}; expected paths, PIL images or arrays")
         images = list(images)
-        said = np.array([_is_sentence(image) for image in images], bool)
-        if said.any():
-            rows = np.empty((len(images), self.dim), np.float32)
-            rows[said] = self.encode_text([image for image, words in zip(images, said, strict=True) if words])
-            seen = [image for image, words in zip(images, said, strict=True) if not words]
-            rows[~said] = self.encode(seen, batch_size, progress)
+        if said := [i for i, image in enumerate(images) if _is_sentence(image)]:
+            rows, seen = np.empty((len(images), self.dim), np.float32), sorted({*range(len(images))} - {*said})
+            rows[said] = self.encode_text([images[i] for i in said])
+            rows[seen] = self.encode([images[i] for i in seen], batch_size, progress)
             return rows
         decoded, rows = decode_many(images, self.image_size), []
         with tqdm(total=len(images), desc="encode", unit="image", disable=None if progress else True) as bar:

@@ -53,21 +53,10 @@ def paired_bootstrap(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile interval of ``mean(first - second)``, (Q,) each, over queries, or over classes with
-    ``clusters``.
-    """
-    d, level = _differences(first, second), _level(level)
-    if clusters is not None:
-        means = bootstrap_means([d], clusters, resamples, seed)[:, 0]
-        return percentile_interval(d.mean(), means, level)
-    resamples, rng = whole_number("resamples", resamples), _generator(seed)
-    if d.size == 1:
-        return Interval(float(d[0]), np.nan, np.nan)
-    result = stats.bootstrap(
-        (d,), np.mean, n_resamples=resamples, confidence_level=level, method="percentile", rng=rng,
-        batch=max(1, CHUNK // d.size),
-    )  # fmt: skip
-    return Interval(float(d.mean()), *map(float, result.confidence_interval))
+    """Percentile interval of ``mean(first - second)``, (Q,) each, over queries, or over classes with ``clusters``."""
+    d = _differences(first, second)
+    found = nested_bootstrap(d, clusters=clusters, level=level, resamples=resamples, seed=seed)
+    return found if d.size > 1 else Interval(found.estimate, np.nan, np.nan)
 
 
 def bootstrap_means(
