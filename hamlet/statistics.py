@@ -1,13 +1,11 @@
-"""Intervals and paired tests for retrieval results: two uncertainties, seeds and queries, kept apart and
-together.
+"""Intervals and paired tests for retrieval results: two uncertainties, seeds and queries, kept apart and together.
 
-Anchors: Efron and Tibshirani, An Introduction to the Bootstrap, 1993; Smucker, Allan, Carterette, A
-Comparison of Statistical Significance Tests for Information Retrieval Evaluation, CIKM 2007 (paired
-randomisation test); Owen, The Pigeonhole Bootstrap, Annals of Applied Statistics, 2007 (crossed seeds and
-queries); Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician, 2015 (widening
-for few units); Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of
-Statistics, 1979; Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice,
-NeurIPS 2021 (probability of improvement).
+Anchors: Efron and Tibshirani, An Introduction to the Bootstrap, 1993; Smucker, Allan, Carterette, A Comparison of
+Statistical Significance Tests for Information Retrieval Evaluation, CIKM 2007 (paired randomisation test); Owen, The
+Pigeonhole Bootstrap, Annals of Applied Statistics, 2007 (crossed seeds and queries); Hesterberg, What Teachers Should
+Know About the Bootstrap, The American Statistician, 2015 (widening for few units); Holm, A Simple Sequentially
+Rejective Multiple Test Procedure, Scandinavian Journal of Statistics, 1979; Agarwal et al., Deep Reinforcement Learning
+at the Edge of the Statistical Precipice, NeurIPS 2021 (probability of improvement).
 
 Queries of one class resemble each other. Intervals over queries answer "on more queries of these classes";
 for "on other classes" (the claim of a split with unseen classes) resample whole classes (``clusters=``): with
@@ -66,8 +64,7 @@ def bootstrap_means(
     seed: int = 0,
     level: float = 0.95,
 ) -> np.ndarray:
-    """Nested bootstrap over seeds and queries: replicates of every configuration's mean, float64 (resamples,
-    M).
+    """Nested bootstrap over seeds and queries: replicates of every configuration's mean, float64 (resamples, M).
 
     values: M arrays (S_m, Q) of per-query values, the same Q queries in each; the number of seeds may differ.
     Queries (or whole ``clusters``, (Q,) labels) are drawn once for all configurations, which keeps the
@@ -159,13 +156,11 @@ def bootstrap_p_values(replicates: np.ndarray) -> tuple[float, float]:
 def randomisation_test(
     first: Sequence[float], second: Sequence[float], *, permutations: int = 10_000, seed: int = 0
 ) -> float:
-    """Two-sided p of the mean difference over paired queries, (Q,) each, by random signs (Smucker et al.
-    2007).
+    """Two-sided p of the mean difference over paired queries, (Q,) each, by random signs (Smucker et al. 2007).
 
-    Written out: SciPy's ``permutation_test`` takes 17 times as long (1,440 queries: 1.0 s against 0.06 s).
-    ``(1 + signs at least as extreme) / (1 + permutations)``, never zero. It asks about these trained weights
-    on exchangeable queries: averaged over seeds, it does not carry the seeds' uncertainty
-    (``nested_bootstrap`` does).
+    Written out: SciPy's ``permutation_test`` takes 17 times as long (1,440 queries: 1.0 s against 0.06 s). ``(1 + signs
+    at least as extreme) / (1 + permutations)``, never zero. It asks about these trained weights on exchangeable
+    queries: averaged over seeds, it does not carry the seeds' uncertainty (``nested_bootstrap`` does).
     """
     d, permutations, rng = _differences(first, second), whole_number("permutations", permutations), _generator(seed)
     limit = abs(d.sum()) * (1 - 1e-12) - 1e-14  # a tie counts as extreme, whatever the order of the sum
@@ -193,10 +188,9 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def effect_sizes(first: Sequence[float], second: Sequence[float]) -> dict[str, float]:
-    """``mean_difference``; ``d_z`` = mean / standard deviation of the differences (Cohen, 1988; NaN if they
-    are constant); ``rank_biserial`` in [-1, 1], the matched-pairs rank-biserial correlation (Kerby,
-    Comprehensive Psychology, 2014): share of signed-rank mass in favour minus against, zeros left out. Inputs
-    (Q,) each.
+    """``mean_difference``; ``d_z`` = mean / standard deviation of the differences (Cohen, 1988; NaN if they are
+    constant); ``rank_biserial`` in [-1, 1], the matched-pairs rank-biserial correlation (Kerby, Comprehensive
+    Psychology, 2014): share of signed-rank mass in favour minus against, zeros left out. Inputs (Q,) each.
     """
     d = _differences(first, second)
     spread = d.std(ddof=1) if d.size > 1 else 0.0
@@ -217,8 +211,7 @@ def probability_of_improvement(
     resamples: int = 2_000,
     seed: int = 0,
 ) -> Interval:
-    """Mean over data sets of P(a run of ``first`` beats a run of ``second``), ties one half (Agarwal et al.
-    2021).
+    """Mean over data sets of P(a run of ``first`` beats a run of ``second``), ties one half (Agarwal et al. 2021).
 
     first, second: for each data set, the score of every seed. The interval draws seeds anew within each data
     set (stratified bootstrap); it is NaN where every data set has one seed on each side.

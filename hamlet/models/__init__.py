@@ -1,7 +1,8 @@
 """The report's seven configurations, controls, the same methods on packaged ImageNet features or any timm backbone.
 
-Only SpCa has a published namesake; every other configuration is a re-implementation anchored on the closest
-published mechanism, named in its module, and none is "the authors' method".
+Only SpCa has a published namesake: a search found no publication of the other names. Every configuration is a
+re-implementation anchored on the closest published mechanism, named in its module, and none is "the authors' method".
+Widths are chosen to meet the parameter counts that the report gives.
 """
 
 import difflib

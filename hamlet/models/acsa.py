@@ -1,12 +1,11 @@
 """Adaptive cross-scale attention (ACSA): levels exchange tokens through a gate, empty cells are not computed.
 
-A re-implementation anchored on published mechanisms, not "the authors' method": one softmax over the tokens
-of all levels is Deformable DETR's (Zhu et al., ICLR 2021), exchange between scales is CrossViT's (Chen, Fan,
-Panda, ICCV 2021), per-image token keeping is DynamicViT's (Rao et al., NeurIPS 2021).
+Anchors: one softmax over the tokens of all levels is Deformable DETR's (Zhu et al., ICLR 2021), exchange between scales
+CrossViT's (Chen, Fan, Panda, ICCV 2021), per-image token keeping DynamicViT's (Rao et al., NeurIPS 2021).
 
-Tokens are (L, B, n, d): L levels, B images, n cells of one grid that all levels share, d channels. Every
-level has weights of its own, stacked so that the levels run as one batched product. The levels decide
-together which cells are kept: then all hold equally many tokens and the product of one image has no padding.
+Tokens are (L, B, n, d): L levels, B images, n cells of one grid that all levels share, d channels. Every level has
+weights of its own, stacked so that the levels run as one batched product. The levels decide together which cells are
+kept: then all hold equally many tokens and the product of one image has no padding.
 """
 
 import math
@@ -114,8 +113,7 @@ def _attend(logits: Tensor, v: Tensor, mask: Tensor | None, levels: int) -> Tens
     mask = mask.repeat(1, levels)[:, None, None]
     if not mask.requires_grad:
         return logits.masked_fill(mask == 0, -math.inf).softmax(-1).to(v.dtype) @ v
-    # DynamicViT: a product, so that the mask learns which dropped tokens were missed; divided after the
-    # product with v, which is smaller than the weights
+    # a product, so that the mask learns which dropped tokens were missed; divided after the product with v, the smaller
     weights = logits.softmax(-1).to(v.dtype) * mask.to(v.dtype)
     return (weights @ v) / weights.sum(-1, keepdim=True, dtype=torch.float32).clamp(min=1e-6).to(v.dtype)
 
@@ -123,8 +121,7 @@ def _attend(logits: Tensor, v: Tensor, mask: Tensor | None, levels: int) -> Tens
 class ConvFeedForward(nn.Module):
     """Linear, depthwise 3x3 on each level's grid, GELU, Linear: (L, B, n, d) -> (L, B, n, d).
 
-    Both products run on kept tokens alone. The 3x3 needs neighbours: kept tokens are put back on the grid,
-    dropped cells are zeros there, and kept cells are read off. It is about 2% of the layer's arithmetic.
+    Both products run on kept tokens alone. The 3x3, about 2% of the arithmetic, sees zeros in dropped cells.
     """
 
     def __init__(self, levels: int, width: int, hidden: int):
@@ -164,11 +161,10 @@ class Block(nn.Module):
 class TokenKeeper(nn.Module):
     """Scores the grid's cells from all levels' tokens and keeps those above zero, at least one per image.
 
-    A cell's logit is a linear function of how far its token departs from the image's mean token on each level
-    (relative to the image's mean departure, in logarithm) plus a small network on the tokens. A flat area
-    departs little, so that it scores low before any training; the weights are learned. Training draws a
-    straight-through binary Gumbel-softmax mask (Jang, Gu, Poole, ICLR 2017) from torch's global generator;
-    evaluation draws nothing. Tokens are detached: the keeper's noise does not reach the backbone.
+    A cell's logit is a linear function of how far its token departs from the image's mean token on each level (relative
+    to the image's mean departure, in logarithm) plus a small network on the tokens: flat areas score low before any
+    training. Training draws a straight-through binary Gumbel-softmax mask (Jang, Gu, Poole, ICLR 2017) from torch's
+    global generator; evaluation draws nothing. Tokens are detached: the keeper's noise does not reach the backbone.
     """
 
     def __init__(self, levels: int, width: int):

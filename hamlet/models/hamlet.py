@@ -1,10 +1,8 @@
 """HAMLET: tokens of four backbone stages, refined by adaptive cross-scale attention, in one descriptor.
 
-A search found no publication of this name. This is a re-implementation anchored on CrossViT (Chen, Fan,
-Panda, ICCV 2021), Deformable DETR (Zhu et al., ICLR 2021), DELG (Cao, Araujo, Sim, ECCV 2020) and DOLG
-(Yang et al., ICCV 2021: local attention beside the global descriptor), DynamicViT (Rao et al., NeurIPS 2021),
-and for training with text Roth, Vinyals, Akata (CVPR 2022) and RKD (Park et al., CVPR 2019); not "the
-authors' method". Widths are chosen to meet the report's parameter counts.
+Anchored on what ``hamlet.models.acsa`` names, on DELG (Cao, Araujo, Sim, ECCV 2020) and DOLG (Yang et al., ICCV 2021:
+local attention beside the global descriptor), and for training with text on Roth, Vinyals, Akata (CVPR 2022) and RKD
+(Park et al., CVPR 2019). Widths are chosen to meet the report's parameter counts.
 """
 
 import math
@@ -44,8 +42,8 @@ class HAMLET(RetrievalModel):
             hundred steps leaves it there, and the blocks do next to nothing (notebook 09).
         embedding_dim: size of the descriptor.
 
-    ``static_tokens`` (attribute, also in force under torch.export) masks dropped tokens in place of leaving
-    them out: the same descriptor at the full cost, for tools that need fixed shapes.
+    ``static_tokens`` (attribute, also in force under torch.export) masks dropped tokens in place of leaving them out:
+    the same descriptor at the full cost, for tools that need fixed shapes.
     """
 
     method = "hamlet"
@@ -92,10 +90,10 @@ class HAMLET(RetrievalModel):
 
     @torch.no_grad()
     def inspect(self, images: Tensor) -> dict[str, Tensor]:
-        """What the images made the model do, in evaluation mode.
+        """What images (B, 3, H, W) make the model do in evaluation mode.
 
-        Images (B, 3, H, W) -> ``gates`` (B, depth, levels, levels): weight that a level's queries (row) give to each
-        level (column), rows sum to one, absent without gate; ``keep`` (B, rows, columns) bool: computed cells.
+        ``gates`` (B, depth, levels, levels): weight that a level's queries (row) give to each level (column), rows sum
+        to one, absent without gate; ``keep`` (B, rows, columns) bool: computed cells.
         """
         training, seen = self.training, {}
         self.eval()

@@ -1,10 +1,8 @@
 """SPARSE, sparse encoding: a descriptor of 8192 non-negative codes of which at most k are not zero.
 
-Re-implementation anchored on CSR (Wen et al., "Beyond Matryoshka: revisiting sparse coding for adaptive
-representation", ICML 2025: top-k autoencoder with a metric loss on its codes) and Paria et al., "Minimizing
-FLOPs to learn efficient sparse representations", ICLR 2020 (the regulariser), written from their equations.
-No publication of the name SPARSE with this expansion was found. The widths are chosen to meet the parameter
-counts that the report gives.
+Anchored on CSR (Wen et al., "Beyond Matryoshka: revisiting sparse coding for adaptive representation", ICML 2025: top-k
+autoencoder with a metric loss on its codes) and Paria et al., "Minimizing FLOPs to learn efficient sparse
+representations", ICLR 2020 (the regulariser), written from their equations.
 """
 
 from typing import Annotated
@@ -21,9 +19,9 @@ from hamlet.models.layers import GeM, conv_bn
 class SparseAutoencoder(nn.Module):
     """``u = W (e - b_pre) + b``, ``z = ReLU(TopK_k(u))``, ``e^ = W' z + b_pre``; silence kept in a buffer.
 
-    W has unit rows and W' starts as its transpose, so that top-k picks the directions that e leans to and
-    already reconstructs it from them. ``silent`` counts the training images since each code last fired, over
-    all processes; a code silent for more than ``dead_after`` images is dead.
+    W has unit rows and W' starts as its transpose, so that top-k picks the directions that e leans to and already
+    reconstructs it from them. ``silent`` counts the training images since each code last fired, over all processes; a
+    code silent for more than ``dead_after`` images is dead.
     """
 
     def __init__(
@@ -108,8 +106,8 @@ class SPARSE(RetrievalModel):
         reconstruction_weight, dead_weight, flops_weight: weights of the auxiliary losses. They are computed in
             training mode alone; in evaluation the dictionary is empty and inference does not pay for them.
 
-    e is centred and scaled by batch statistics (no learned affine) before it is encoded: GeM's output is
-    positive throughout, and without that every image would pick the same codes at first.
+    e is centred and scaled by batch statistics before it is encoded: GeM's output is positive throughout, and without
+    that every image would pick the same codes at first.
     """
 
     method = "sparse"
