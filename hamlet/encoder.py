@@ -27,10 +27,6 @@ from hamlet.paths import models_dir
 Picture = str | Path | bytes | PIL.Image.Image | np.ndarray
 
 
-def _is_sentence(query: object) -> bool:
-    return isinstance(query, str) and not os.path.exists(query) and Path(query).suffix.lower() not in EXTENSIONS
-
-
 class Encoder:
     """A model in evaluation mode and the size its images are decoded to.
 
@@ -68,8 +64,10 @@ class Encoder:
         if not isinstance(images, Iterable):
             raise HamletError(f"cannot encode a {type(images).__name__}; expected paths, PIL images or arrays")
         images = list(images)
-        if said := [i for i, image in enumerate(images) if _is_sentence(image)]:
-            rows, seen = np.empty((len(images), self.dim), np.float32), sorted({*range(len(images))} - {*said})
+        shown = [not isinstance(x, str) or os.path.exists(x) or Path(x).suffix.lower() in EXTENSIONS for x in images]
+        if not all(shown):
+            said, seen = np.flatnonzero(~np.array(shown)), np.flatnonzero(shown)
+            rows = np.empty((len(images), self.dim), np.float32)
             rows[said] = self.encode_text([images[i] for i in said])
             rows[seen] = self.encode([images[i] for i in seen], batch_size, progress)
             return rows

@@ -129,9 +129,8 @@ class Objective(nn.Module):
         self.settings = settings
         for term, layer in (("alignment", "text_projection"), ("proxies", "text_tower")):
             if settings[f"text_{term}"] and getattr(model, layer) is None:
-                raise HamletError(
-                    f"text_{term} needs a model with a {layer}; create it with text={term!r} (variant 'text')"
-                )
+                how = f"create it with text={term!r} (variant 'text')"
+                raise HamletError(f"text_{term} needs a model with a {layer}; {how}")
         self.register_buffer("mean", torch.tensor(model.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(model.std).view(3, 1, 1), persistent=False)
         for name in ("images", "classes"):
@@ -156,7 +155,7 @@ class Objective(nn.Module):
 
 
 def freeze_levels(backbone: nn.Module, levels: int) -> list[nn.Module]:
-    """Stop what makes the first maps (1: C2; 2: C2 and C3) from learning; returns all normalisation layers, whose
+    """Stop what makes the first maps (1: C2; 2: C2 and C3) from learning; returns the normalisation layers, whose
     ImageNet statistics are to stay.
 
     A pretrained network's first layers hold edges and textures that serve any photo. At the largest maps they take 40%
