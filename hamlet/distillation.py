@@ -96,13 +96,9 @@ class LatentSemantics:
 
 
 def load_teacher(name: str = "sentence") -> Transformer | LatentSemantics:
-    """A teacher by name.
-
-    Args:
-        name: "sentence", the packaged all-MiniLM-L6-v2; "lsa", TF-IDF and truncated SVD fitted on the sentences of its
-            first call, the weakest sensible control; "hf:<hub id or folder>", any sentence encoder of transformers,
-            mean-pooled; "clip:<hub id or folder>", the text tower of a CLIP or SigLIP model.
-    """
+    """A teacher by name: "sentence", the packaged all-MiniLM-L6-v2; "lsa", TF-IDF and truncated SVD fitted on the
+    sentences of its first call, the weakest sensible control; "hf:<hub id or folder>", any sentence encoder of
+    transformers, mean-pooled; "clip:<hub id or folder>", the text tower of a CLIP or SigLIP model."""
     kind, _, place = name.partition(":")
     if name == "lsa":
         return LatentSemantics()
@@ -182,16 +178,17 @@ def text_targets(
         of_image = encode_text(captions, teacher)
         rows = np.stack([of_image[labels == c].mean(0) for c in range(count)])
     mean = rows.mean(0)
-    classes = _unit(rows - mean)
+    classes = unit(rows - mean)
     if source == "shuffled":
         # a random cycle through all classes: everyone's text goes to somebody else
         cycle = np.random.default_rng(seed).permutation(count)
         classes[cycle] = classes[np.roll(cycle, 1)]
-    images = _unit(of_image - mean) if source == "caption" else classes[labels]
+    images = unit(of_image - mean) if source == "caption" else classes[labels]
     return TextTargets(images.astype(np.float32), classes.astype(np.float32), mean.astype(np.float32))
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows L2-normalised."""
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
@@ -201,11 +198,8 @@ def alignment(projected: Tensor, text: Tensor) -> Tensor:
 
 
 def text_proxies(embeddings: Tensor, proxies: Tensor, labels: Tensor, scale: float) -> Tensor:
-    """Cross-entropy of ``scale * cos(f, W_t t_c)`` over all training classes.
-
-    Args:
-        embeddings: (B, D), L2-normalised. proxies: (C, D), the classes' texts mapped into the descriptor's space.
-        labels: (B,) integers in 0..C-1. scale: inverse temperature.
+    """Cross-entropy of ``scale * cos(f, W_t t_c)`` over all training classes. embeddings: (B, D), L2-normalised;
+    proxies: (C, D), the classes' texts in the descriptor's space; labels: (B,) in 0..C-1; scale: inverse temperature.
     """
     return F.cross_entropy(scale * embeddings.float() @ F.normalize(proxies.float(), dim=1).T, labels)
 
@@ -213,15 +207,9 @@ def text_proxies(embeddings: Tensor, proxies: Tensor, labels: Tensor, scale: flo
 def language_guidance(embeddings: Tensor, text: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
     """KL divergence between the row-softmaxes of text and image similarities (Roth et al., CVPR 2022).
 
-    Same-class entries of both matrices are set to the maximum, 1, so the loss orders the negatives by meaning
-    and leaves the positives to the metric loss.
-
-    Args:
-        embeddings: (B, D), L2-normalised, with gradient. text: (B, T), L2-normalised. labels: (B,) integers.
-        temperature: divides both similarity matrices before the softmax.
-
-    Returns:
-        Scalar, mean over rows, in nats.
+    Same-class entries of both matrices are set to the maximum, 1, so the loss orders the negatives by meaning and
+    leaves the positives to the metric loss. embeddings: (B, D), text: (B, T), L2-normalised; labels: (B,); temperature
+    divides both matrices. Mean over rows, in nats.
     """
     same = labels[:, None] == labels[None, :]
     image_similarity = (embeddings.float() @ embeddings.float().T).masked_fill(same, 1.0)

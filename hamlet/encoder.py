@@ -43,19 +43,12 @@ class Encoder:
 
     @torch.inference_mode()
     def encode(self, images: Picture | Sequence[Picture], batch_size: int = 32, progress: bool = True) -> np.ndarray:
-        """Descriptors of pictures, in order, and of sentences where the model knows words.
+        """Descriptors of pictures and, where the model knows words, sentences: float32 (N, D), L2-normalised, in order.
 
-        Args:
-            images: one picture or several: paths, encoded bytes, PIL images, or uint8 arrays (H, W), (H, W, 3) or
-                (H, W, 4); an array (N, H, W, 3) is N pictures. A str that names no file, nor ends as a photo's name
-                does, is a sentence (see ``encode_text``).
-
-        Returns:
-            float32 (N, D), L2-normalised; one picture gives (1, D).
-
-        Raises:
-            HamletError: a picture that cannot be decoded (it is named), a batch size below 1, or a sentence for a model
-                that was trained without text.
+        images: one picture or several: paths, encoded bytes, PIL images, or uint8 arrays (H, W), (H, W, 3) or
+        (H, W, 4); an array (N, H, W, 3) is N pictures. A str that names no file, nor ends as a photo's name does, is a
+        sentence (see ``encode_text``). HamletError: a picture that cannot be decoded (it is named), a batch size below
+        1, or a sentence for a model that was trained without text.
         """
         batch_size = whole_number("batch_size", batch_size)
         single = isinstance(images, str | Path | bytes | PIL.Image.Image)
@@ -92,9 +85,7 @@ class Encoder:
     def encode_text(self, sentences: str | Sequence[str]) -> np.ndarray:
         """Sentences in the descriptor's space, float32 (N, D), L2-normalised: through the text tower of a model trained
         with text proxies; the default model knows the things that ImageNet has classes of (see ``reading``).
-
-        Raises:
-            HamletError: the model was trained without text, so it knows no words.
+        HamletError: the model was trained without text, so it knows no words.
         """
         sentences = [sentences] if isinstance(sentences, str) else list(sentences)
         if isinstance(self.model, PooledFeatures):
@@ -105,12 +96,9 @@ class Encoder:
 def load(name: str | Path = "default", device: str | torch.device | None = None) -> Encoder:
     """A model ready to use, by default on a card where there is one.
 
-    Args:
-        name: "default", the packaged ImageNet network, untrained and without a download; a name that ``hamlet train``
-            gave; a file of ``save_model``; a folder of ``save_pretrained``; or a hub repository "owner/name".
-
-    Raises:
-        HamletError: nothing of that name, or a file that cannot be used.
+    name: "default", the packaged ImageNet network, untrained and without a download; a name that ``hamlet train`` gave;
+    a file of ``save_model``; a folder of ``save_pretrained``; or a hub repository "owner/name". HamletError: nothing of
+    that name, or a file that cannot be used.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if str(name) == "default":

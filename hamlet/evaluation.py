@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from hamlet.data import RetrievalDataset
-from hamlet.distillation import encode_text
+from hamlet.distillation import encode_text, unit
 from hamlet.errors import HamletError
 from hamlet.metrics import hierarchical_metrics, retrieval_metrics
 from hamlet.models import RetrievalModel
@@ -81,12 +81,7 @@ def evaluate(
     protocols: tuple[str, ...] | None = None,
     **options,
 ) -> Evaluation:
-    """Embed what the protocols need and rank it.
-
-    Args:
-        protocols: names from ``dataset.protocols``; all of them by default.
-        options: passed to ``embed`` (batch_size, device, bf16, progress).
-    """
+    """Embed what the protocols need and rank it; all protocols by default. options: those of ``embed``."""
     wanted = tuple(dataset.protocols) if protocols is None else protocols
     if unknown := [p for p in wanted if p not in dataset.protocols]:
         raise HamletError(f"{dataset.name} has no protocol {unknown[0]!r}; it has {', '.join(dataset.protocols)}")
@@ -139,33 +134,22 @@ def example_neighbours(
 
 
 def equal_bytes(embeddings: dict[str, np.ndarray], train: np.ndarray, bytes_per_image: int) -> dict[str, np.ndarray]:
-    """Dense descriptors brought to a byte budget: PCA fitted on training descriptors, stored as float16.
+    """Dense descriptors brought to a byte budget, 2 bytes a dimension: PCA fitted on train (M, D), stored as float16.
 
-    Args:
-        embeddings: split -> float32 (N, D). train: float32 (M, D). bytes_per_image: 2 bytes a dimension.
-
-    Returns:
-        split -> float32 (N, bytes_per_image // 2), rounded through float16 and L2-normalised again.
+    split -> float32 (N, D) becomes split -> float32 (N, bytes_per_image // 2), L2-normalised again.
     """
     mean = train.mean(axis=0)
     _, _, axes = np.linalg.svd(train - mean, full_matrices=False)
     axes = axes[: bytes_per_image // 2]
-    out = {}
-    for split, x in embeddings.items():
-        z = ((x - mean) @ axes.T).astype(np.float16).astype(np.float32)
-        out[split] = z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
-    return out
+    cut = {split: ((x - mean) @ axes.T).astype(np.float16).astype(np.float32) for split, x in embeddings.items()}
+    return {split: unit(x) for split, x in cut.items()}
 
 
 def extra_metrics(
     model: RetrievalModel, dataset: RetrievalDataset, evaluation: Evaluation, image_size: int, **options
 ) -> dict[str, dict[str, float]]:
-    """What stands beside the headline, on the default protocol.
-
-    Returns:
-        "hierarchical": average precision graded by fine and coarse class (``hierarchical_metrics``);
-        "equal_bytes": the metrics with every descriptor stored in SPARSE's bytes (SPARSE: as it is).
-    """
+    """What stands beside the headline, on the default protocol: "hierarchical" (``hierarchical_metrics``), and
+    "equal_bytes", the metrics with every descriptor stored in SPARSE's bytes (SPARSE: as it is)."""
     sides, rows = [split for split in (dataset.query, dataset.gallery) if split], evaluation.embeddings
     graded = hierarchical_metrics(*(x for s in sides for x in (rows[s.name], s.labels, s.coarse_labels)))
     if model.method == "sparse":
@@ -179,10 +163,8 @@ def extra_metrics(
 
 
 def describe_texts(model: RetrievalModel, sentences: list[str], teacher: str = "sentence") -> np.ndarray:
-    """Sentences in the descriptor's space, through the text tower: N strings -> float32 (N, D), L2-normalised.
-
-    HamletError where the model was trained without text proxies and so has no tower.
-    """
+    """N sentences in the descriptor's space, through the text tower (HamletError where there is none): float32 (N, D),
+    L2-normalised."""
     if model.text_tower is None:
         raise HamletError("this model was trained without text, so it knows no words; query it with a picture")
     with torch.inference_mode():
@@ -194,16 +176,11 @@ def describe_texts(model: RetrievalModel, sentences: list[str], teacher: str = "
 def cross_modal_metrics(
     images: np.ndarray, image_labels: np.ndarray, texts: np.ndarray, text_labels: np.ndarray
 ) -> dict[str, dict[str, float]]:
-    """Retrieval between images and sentences in one space, both ways.
+    """Retrieval between images (N, D) and sentences (M, D) in one space, "text_to_image" and "image_to_text".
 
-    Args:
-        images: float32 (N, D); texts: float32 (M, D), rows L2-normalised. labels: int (N,), (M,); an image and a
-            sentence belong together where their labels agree.
-
-    Returns:
-        "text_to_image" and "image_to_text": R@1, R@5, R@10 (share of queries with a right answer among the first k),
-        chance_R@1 and so on (the same for a random order), median_rank (of the first right answer, from 1), mAP over
-        all right answers, chance_mAP (positives / items), queries.
+    Rows are L2-normalised; an image and a sentence belong together where their labels agree. R@1, R@5, R@10: share of
+    queries with a right answer among the first k; chance_R@1 and so on: the same for a random order; median_rank: of
+    the first right answer, from 1; mAP: over all right answers; chance_mAP: positives / items; queries.
     """
     found = {}
     sides = {
@@ -212,14 +189,13 @@ def cross_modal_metrics(
     }
     for name, (query, query_labels, gallery, gallery_labels) in sides.items():
         result = retrieval_metrics(query, query_labels, gallery, gallery_labels, ks=KS)
-        rank, positives = np.round(1 / result.per_query["MRR"]), result.per_query["positives"]
-        kept, items = np.isfinite(rank), len(gallery_labels)
-        mean = {f"R@{k}": float(np.mean(rank[kept] <= k)) for k in KS}
+        kept, items = result.per_query["positives"] > 0, len(gallery_labels)
+        positives, rank = result.per_query["positives"][kept], np.round(1 / result.per_query["MRR"][kept])
+        mean = {key: result.mean[key] for key in ("mAP", "queries", *(f"R@{k}" for k in KS))}
         for k in KS:  # no right answer among k drawn without replacement
-            miss = [np.prod([(items - p - i) / (items - i) for i in range(min(k, items))]) for p in positives[kept]]
+            miss = [np.prod([(items - p - i) / (items - i) for i in range(min(k, items))]) for p in positives]
             mean[f"chance_R@{k}"] = float(1 - np.mean(miss))
-        mean |= {"median_rank": float(np.median(rank[kept])), "mAP": result.mean["mAP"]}
-        found[name] = mean | {"chance_mAP": float(np.mean(positives[kept]) / items), "queries": int(kept.sum())}
+        found[name] = mean | {"median_rank": float(np.median(rank)), "chance_mAP": float(np.mean(positives) / items)}
     return found
 
 

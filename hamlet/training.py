@@ -108,10 +108,7 @@ class TrainingImages(Dataset):
 
 
 def fill_batch(batch_size: int, images_per_class: int, classes: int) -> int:
-    """Images of a class in a batch: the least divisor of batch_size, of at least images_per_class, that fills it.
-
-    Few classes get more images each, so that a batch always holds batch_size images.
-    """
+    """Images of a class in a batch: the least divisor of batch_size, of at least images_per_class, that fills it."""
     if classes < 2 or batch_size < 2:
         raise HamletError(f"{classes} training classes and batches of {batch_size}; at least two of each are needed")
     fits = [m for m in range(1, batch_size + 1) if batch_size % m == 0 and m * classes >= batch_size]
@@ -158,9 +155,9 @@ def freeze_levels(backbone: nn.Module, levels: int) -> list[nn.Module]:
     """Stop what makes the first maps (1: C2; 2: C2 and C3) from learning; returns the normalisation layers, whose
     ImageNet statistics are to stay.
 
-    A pretrained network's first layers hold edges and textures that serve any photo. At the largest maps they take 40%
-    of a training step of EfficientNet-Lite0 (23.0 against 13.3 ms an image at 112 px on one core), and on validation
-    classes retrieval was better with them and with the statistics left alone (results/tuning).
+    First layers hold edges and textures that serve any photo. At the largest maps they take 40% of a training step of
+    EfficientNet-Lite0 (23.0 against 13.3 ms an image at 112 px on one core), and on validation classes retrieval was
+    better with them and with the statistics left alone (results/tuning).
     """
     if not levels:
         return []
@@ -189,13 +186,8 @@ class Trained:
 def train(model: RetrievalModel, data: RetrievalDataset, settings: dict, seed: int, folder: Path) -> Trained:
     """Train a model on ``data.train``; go on from ``folder``'s checkpoint where there is one.
 
-    Args:
-        settings: the run parameters (see workflow/*.yaml for each and its why).
-        folder: work folder; the checkpoint and, after a failure, the offending batch are written there.
-
-    Raises:
-        FloatingPointError: the loss is not finite; names the step and the file that lists its inputs.
-        HamletError: every image of the data set is its own class.
+    settings: the run parameters (see workflow/*.yaml for each and its why). FloatingPointError: the loss is not finite;
+    names the step and a file in ``folder`` that lists its inputs. HamletError: every image is its own class.
     """
     if not data.has_classes:
         raise HamletError(

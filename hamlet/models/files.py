@@ -113,9 +113,8 @@ def save_model(model: "RetrievalModel", path: str | Path, card: dict | None = No
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> "RetrievalModel":
     """Rebuild a model written by ``save_model``, in evaluation mode; its card is ``model.card``.
 
-    Raises:
-        HamletError: no such file, another kind of file, an unknown method, a tensor that is missing, has another
-            shape or kind, or holds values that are not finite.
+    HamletError: no such file, another kind of file, an unknown method, a tensor that is missing, has another shape or
+    kind, or holds values that are not finite.
     """
     from hamlet.models import create_model, list_methods  # the package imports this module first
 
