@@ -140,8 +140,7 @@ def checked_options(cls: type[RetrievalModel], given: dict) -> dict:
     """All options of a method, defaults filled in, each checked against its annotation; values JSON can hold."""
     own = list(inspect.signature(cls.build, eval_str=True).parameters.values())[1:]
     known = {p.name: p for p in own} | COMMON
-    unknown = sorted(set(given) - set(known))
-    if unknown:
+    if unknown := sorted(set(given) - set(known)):
         valid = ", ".join(["backbone", "pretrained", *known])
         raise HamletError(f"{cls.method} has no option {', '.join(unknown)}; valid: {valid}")
     values = {name: p.default for name, p in known.items()} | {"text": cls.text_default} | given

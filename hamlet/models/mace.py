@@ -1,8 +1,7 @@
 """MACE, multi-scale adaptive context: every position attends to region averages at four scales.
 
-Re-implementation anchored on APCNet: He, Deng, Zhou, Wang, Qiao, "Adaptive pyramid context network for
-semantic segmentation", CVPR 2019, written from its equations. No publication of the name MACE with this
-expansion was found. The width is chosen to meet the parameter count that the report gives for MACE_ResNet18.
+Anchored on APCNet (He, Deng, Zhou, Wang, Qiao, "Adaptive pyramid context network for semantic segmentation", CVPR
+2019), written from its equations.
 """
 
 import torch
@@ -16,9 +15,8 @@ from hamlet.models.layers import GeM, conv_bn, descriptor_head
 class AdaptiveContext(nn.Module):
     """One scale s: ``z = f(ReLU(rho(alpha y) + psi(X)))``.
 
-    y are the s x s region averages of X, and alpha = sigmoid(conv(psi + g(mean psi))) is each position's
-    attention to them, steered by the whole image. No batch normalisation stands on the pooled maps: at s = 1
-    it would see one value an image.
+    y are the s x s region averages of X, and alpha = sigmoid(conv(psi + g(mean psi))) is each position's attention to
+    them. No batch normalisation stands on the pooled maps: at s = 1 it would see one value an image.
     """
 
     def __init__(self, channels: int, width: int, scale: int):
