@@ -159,7 +159,7 @@ def store(job: Job, data, model, untrained, trained, evaluation) -> Path:
 
     job.folder.mkdir(parents=True, exist_ok=True)
     curves, neighbours = trained.curves, example_neighbours(data, evaluation.embeddings)
-    graded_per_query(data, evaluation).to_parquet(job.folder / "per_query.parquet", index=False)
+    evaluation.per_query.to_parquet(job.folder / "per_query.parquet", index=False)
     neighbours.to_parquet(job.folder / "neighbours.parquet", index=False)
     curves.to_csv(job.folder / "curves.csv", index=False, float_format="%.9g")
     (job.folder / "thumbnails.webp").write_bytes(thumbnails(data, neighbours))
@@ -207,20 +207,6 @@ def store(job: Job, data, model, untrained, trained, evaluation) -> Path:
         record["words"] = words(model, data, evaluation, job.settings["text_teacher"])
     paths.write_json(job.folder / "result.json", record | {"digest": digest(record)})
     return job.folder / "result.json"
-
-
-def graded_per_query(data, evaluation):
-    """``evaluation.per_query`` with HAP, hierarchical average precision, on the default protocol (NaN elsewhere)."""
-    from hamlet.metrics import hierarchical_metrics
-
-    query, gallery, tree = data.query, data.gallery, {}
-    if gallery is not None:
-        tree = {"gallery_fine": gallery.labels, "gallery_coarse": gallery.coarse_labels}
-        tree["gallery"] = evaluation.embeddings[gallery.name]
-    found = hierarchical_metrics(evaluation.embeddings[query.name], query.labels, query.coarse_labels, **tree)
-    table = evaluation.per_query.copy()
-    table.loc[table["protocol"] == "default", "HAP"] = found.per_query["HAP"]
-    return table
 
 
 def thumbnails(data, neighbours) -> bytes:
