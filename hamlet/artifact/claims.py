@@ -7,6 +7,7 @@ never a number.
 
 import contextlib
 import hashlib
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,17 +18,8 @@ from scipy import stats
 from hamlet import paths
 from hamlet import statistics as st
 from hamlet.artifact import results as stored
-from hamlet.artifact.paper import (
-    REPORTED_BACKBONES,
-    Comparison,
-    Paper,
-    expected_rows,
-    foreign_backbone,
-    label,
-    tolerance,
-)
+from hamlet.artifact.paper import REPORTED_BACKBONES, Comparison, Paper, expected_rows, foreign_backbone, label, meets
 from hamlet.artifact.profiles import load_profile
-from hamlet.artifact.results import stored_datasets
 from hamlet.artifact.tables import fixed, rounded, spans
 from hamlet.errors import HamletError
 
@@ -87,7 +79,7 @@ class Replicates:
             if self.runs
         }
 
-    def missing(self, cells: set[tuple[str, str]]) -> list[str]:
+    def missing(self, cells: set[tuple[str, str]]) -> str:
         """What a claim needs and the results folder does not hold, or holds without any measure of its spread."""
         lacking, once = [], False
         for metric, name in sorted(cells):
@@ -98,7 +90,7 @@ class Replicates:
             elif column not in PER_QUERY and cost.get(column) is None:  # a device may not tell its memory
                 lacking.append(f"{'memory' if cost else 'efficiency'} of {run}")
             once |= metric == "memory" and "memory_mb_q25" not in cost
-        return [f"missing: {', '.join(lacking)}"] if lacking else ["memory was measured once"] * once
+        return f"missing: {', '.join(lacking)}" if lacking else "memory was measured once" * once
 
     def point(self, metric: str, name: str, helps: int = 1) -> float:
         run, column = name.lower(), self.paper.metrics[metric]["measured"]
@@ -141,9 +133,7 @@ def verdict(claim: dict, interval: st.Interval, p_holm: float) -> str:
         return "contradicted"
     if claim["kind"] != "quantitative":
         return "reproduced"
-    target, slack = float(claim["reported"]), tolerance(claim)
-    meets = interval.low <= target + slack and interval.high >= target - slack
-    return "reproduced" if meets else "direction only"
+    return "reproduced" if meets(claim, interval.low, interval.high) else "direction only"
 
 
 def judged(source: Replicates) -> pd.DataFrame:
@@ -152,9 +142,9 @@ def judged(source: Replicates) -> pd.DataFrame:
     for claim in source.paper.claims:
         row = {"decided_by": "", **dict.fromkeys(("value", "low", "high", "p"), np.nan)}
         parts, quantitative = source.paper.parts(claim), claim["kind"] == "quantitative"
-        lacking = source.missing({side[1:] for part in parts for c in part for side in (c.left, c.right) if side})
-        row["reason"] = claim.get("not_testable") or "".join(lacking)
-        if (parts and not lacking) or lacking == ["memory was measured once"]:
+        lacking = source.missing({side[1:] for part in parts for c in part for side in c.sides})
+        row["reason"] = claim.get("not_testable") or lacking
+        if parts and not lacking.startswith("missing"):
             part, interval, p = source.measure(parts, quantitative)
             row |= {"value": interval.estimate, "decided_by": "" if quantitative else part}
             row |= {} if lacking else {"low": interval.low, "high": interval.high}
@@ -162,12 +152,9 @@ def judged(source: Replicates) -> pd.DataFrame:
         rows.append(row)
     table = rounded(pd.DataFrame(rows))
     table["p_holm"] = st.holm(table["p"])
-    table["verdict"] = [
-        "not testable here"
-        if row["reason"]
-        else verdict(claim, st.Interval(row["value"], row["low"], row["high"]), row["p_holm"])
-        for claim, row in zip(source.paper.claims, table.to_dict("records"), strict=True)
-    ]
+    measured = zip(source.paper.claims, *(table[key] for key in ("value", "low", "high", "p_holm")), strict=True)
+    table["verdict"] = [verdict(claim, st.Interval(*interval), p) for claim, *interval, p in measured]
+    table["verdict"] = table["verdict"].where(table["reason"] == "", "not testable here")
     return table
 
 
@@ -222,26 +209,20 @@ def _compare(a: np.ndarray, b: np.ndarray, draws: list[np.ndarray], permutations
 
 def pairs(runs: list[str]) -> list[tuple[str, str]]:
     """HAMLET's first backbone against every other row, then its second against the controls on that backbone."""
-    rows = list(expected_rows(runs))
     backbone = foreign_backbone(runs) or REPORTED_BACKBONES[0]
     first = f"hamlet_{backbone.lower()}"
-    found = [(first, run) for run in rows if run != first]
     mobile = ("hamlet_mobilenetv3-no_text", "gem_mobilenetv3", "mlp_mobilenetv3")
-    return found + ([] if backbone not in REPORTED_BACKBONES else [("hamlet_mobilenetv3", run) for run in mobile])
+    found = [(first, run) for run in expected_rows(runs) if run != first]
+    return found + [("hamlet_mobilenetv3", run) for run in mobile if backbone in REPORTED_BACKBONES]
 
 
 def ablation_pairs(runs: list[str]) -> list[tuple[str, str]]:
     """HAMLET in full against every other run of the profile "ablation", named for the backbone of ``runs``; a variant
     whose exchange is cut as well against that variant."""
     backbone = (foreign_backbone(runs) or REPORTED_BACKBONES[0]).lower()
-    first, *others = (
-        f"{name.partition('_')[0]}_{backbone}{dash}{variant}"
-        for name, dash, variant in (run.partition("-") for run in load_profile("ablation")["runs"])
-    )
-    return [
-        (whole if (whole := run.removesuffix("_no_exchange")) in others and whole != run else first, run)
-        for run in others
-    ]
+    first, *others = [re.sub("_[^-]+", f"_{backbone}", run, count=1) for run in load_profile("ablation")["runs"]]
+    wholes = {run: run.removesuffix("_no_exchange") for run in others}
+    return [(whole if whole in others and whole != run else first, run) for run, whole in wholes.items()]
 
 
 def comparisons(profile: str, dataset: str, ablation: bool = False, resamples: int = 10_000) -> pd.DataFrame:
@@ -319,7 +300,7 @@ def improvement(profile: str) -> pd.DataFrame:
     """Probability of improvement over data sets (Agarwal et al. 2021) of the pairs that ``comparisons`` has: every data
     set of the profile counts on which both configurations have two seeds; one row of strings a pair."""
     loaded, refused, rows = {}, [], []
-    for dataset in stored_datasets(profile):
+    for dataset in stored.stored_datasets(profile):
         try:
             loaded[dataset] = load_measured(profile, dataset).values
         except HamletError:  # another data set's damage: its own build explains it
