@@ -96,10 +96,10 @@ def figure(data: pd.DataFrame, expected: float) -> Figure:
     counts = data.groupby("base")["hit"].agg(["sum", "count"]).loc[bases]
     title = (
         f"Divide the other rows of the report's Tables 1 and 2 by one row: all {counts['count'].iloc[0]} ratios to "
-        f"{BASE}\nare two-decimal numbers (such as 0.92), to rounding. By chance about {expected:.1f} would be."
+        f"{BASE}\nare two-decimal numbers (such as 0.92), to rounding. By chance about {expected:.1f} would be"
     )
     told = ", ".join(f"{base} {row['sum']} of {row['count']}" for base, row in counts.iterrows())
-    drawing, axes = new_figure(1, 1, (10, 4.6), f"{title} Ratios that are two-decimal, by base row: {told}.")
+    drawing, axes = new_figure(1, 1, (10, 4.6), title, f"Ratios that are two-decimal, by base row: {told}.")
     axis = axes[0, 0]
     for place, base in enumerate(bases):
         cells = data[data["base"] == base]
@@ -114,5 +114,5 @@ def figure(data: pd.DataFrame, expected: float) -> Figure:
         "distance of a ratio to the nearest two-decimal number, in steps of 0.01; each dot is one cell\n"
         "filled: within rounding of the printed digits; open: not. Upper dots of a line: Table 1, lower: Table 2"
     )
-    drawing.suptitle(title, fontsize=11)
+    drawing.suptitle(f"{title}.", fontsize=11)
     return drawing

@@ -110,8 +110,9 @@ def retrieval_gallery(data: pd.DataFrame, images: dict[str, np.ndarray], title: 
     lines = [max(wrapped(name).count("\n") for name in {*hits["class"], *hits["query_class"]}) for _, hits in groups]
     size = (15, 1.4 * rows + 0.14 * sum(map(max, lines[::2], [*lines[1::2], 0][:rows])) + 0.8)
     told = [f"{hits['query_class'].iloc[0]} {hits['correct'].sum()} of {len(hits)}" for _, hits in groups]
-    alt = f"{title}. Photographs in rows; right among the nearest, per query: {', '.join(told)}."
-    figure, axes = new_figure(rows, 2 * (ranks + 2), size, alt, width_ratios=([1.0] * (ranks + 1) + [0.25]) * 2)
+    told = f"Photographs in rows; right among the nearest, per query: {', '.join(told)}."
+    widths = ([1.0] * (ranks + 1) + [0.25]) * 2
+    figure, axes = new_figure(rows, len(widths), size, title, told, width_ratios=widths)
     for axis in axes.flat:
         axis.set_axis_off()
     for index, (path, hits) in enumerate(groups):
@@ -133,14 +134,13 @@ def retrieval_gallery(data: pd.DataFrame, images: dict[str, np.ndarray], title: 
 def contact_sheet(data: pd.DataFrame, images: dict[str, np.ndarray], title: str, across: int = 8) -> Figure:
     """An image of each class from `contact_data`, its name below."""
     rows = -(-len(data) // across)
-    alt = f"{title}. Photographs of {len(data)} classes: {', '.join(data['class'])}."
-    figure, axes = new_figure(rows, across, (1.6 * across, 2.0 * rows + 0.5), alt)
+    told = f"Photographs of {len(data)} classes: {', '.join(data['class'])}."
+    figure, axes = new_figure(rows, across, (1.6 * across, 2.0 * rows + 0.5), title, told)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, row in zip(axes.flat, data.to_dict("records"), strict=False):
         _show(axis, images.get(row["path"]))
         axis.set_xlabel(wrapped(row["class"]), fontsize=9, labelpad=3)
-    figure.suptitle(title)
     return figure
 
 
