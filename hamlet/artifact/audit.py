@@ -35,15 +35,14 @@ def multiples(table: str, base: str = BASE) -> pd.DataFrame:
     """One row for each cell outside the base row: printed value, ratio, nearest multiple, product, hit, and offset:
     the distance to the multiple in hundredths of the base cell, from -0.5 to 0.5."""
     numbers, scale = units(table)
-    rows = []
-    for model in numbers.index.drop(base):
-        for metric in numbers:
-            cell, origin = int(numbers.at[model, metric]), int(numbers.at[base, metric])
-            k, hit = map(int, nearest_multiple(np.int64(cell), np.int64(origin)))
-            row = {"table": table, "model": model, "metric": metric, "printed": reported(table).at[model, metric]}
-            row |= {"ratio": cell / origin, "multiple": k / 100, "product": k * origin / 100 / scale[metric]}
-            rows.append(row | {"hit": bool(hit), "offset": (100 * cell - k * origin) / origin})
-    return pd.DataFrame(rows)
+    cell = numbers.drop(index=base).stack()
+    metric = cell.index.get_level_values(1)
+    origin, one = metric.map(numbers.loc[base]), metric.map(scale)
+    k, hit = nearest_multiple(cell, origin)
+    rows = {"printed": reported(table).stack()[cell.index], "ratio": cell / origin, "multiple": k / 100}
+    rows |= {"product": k * origin / 100 / one, "hit": hit, "offset": (100 * cell - k * origin) / origin}
+    found = pd.DataFrame(rows).rename_axis(["model", "metric"]).reset_index()
+    return found.assign(table=table)[["table", *found]]
 
 
 def identical_rows(table: str) -> list[tuple[str, ...]]:

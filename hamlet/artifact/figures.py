@@ -166,17 +166,16 @@ def tradeoff_data(accuracy: pd.DataFrame, efficiency: pd.DataFrame) -> pd.DataFr
     row of that source is at least as fast and as accurate and better in one."""
     identity = ["run", "model", "group", "backbone"]
     joined = accuracy[accuracy["metric"] == "mAP"].merge(efficiency)
-    joined["mAP_low"] = joined["mean"] - joined["query_half_width"]
-    joined["mAP_high"] = joined["mean"] + joined["query_half_width"]
+    half, time, quality = joined["query_half_width"], "reported_latency_ms", "reported"
+    joined = joined.assign(mAP_low=joined["mean"] - half, mAP_high=joined["mean"] + half)
     names = ["latency_ms", "mAP", "parameters_m", "latency_low", "latency_high", "mAP_low", "mAP_high"]
     columns = {
         "measured": ["latency_ms", "mean", "parameters_m", "latency_ms_q25", "latency_ms_q75", "mAP_low", "mAP_high"],
-        "reported": ["reported_latency_ms", "reported", "reported_parameters_m"],
+        "reported": [time, quality, "reported_parameters_m", time, time, quality, quality],
     }
-    columns["reported"] += ["reported_latency_ms"] * 2 + ["reported"] * 2
     frames = []
     for source, taken in columns.items():
-        frame = joined[identity].assign(**{name: joined[column] for name, column in zip(names, taken, strict=True)})
+        frame = joined[identity + taken].set_axis(identity + names, axis=1)
         frame = frame.dropna(subset=names[:3]).assign(source=source)
         time, quality = frame["latency_ms"].to_numpy(), frame["mAP"].to_numpy()
         as_good = (time <= time[:, None]) & (quality >= quality[:, None])
@@ -265,13 +264,13 @@ def backbones(data: pd.DataFrame, title: str) -> Figure:
         axes[0, 0].set_axis_off()
         axes[0, 0].text(0.5, 0.5, told, ha="center", va="center", transform=axes[0, 0].transAxes)
         return figure
-    quantities = list(dict.fromkeys(data["quantity"]))
-    rows = data.sort_values("source", kind="stable")[["source", "method"]]
-    rows = list(dict.fromkeys(rows.itertuples(index=False, name=None)))
-    places = {row: index + 0.6 * (row[0] == "reported") for index, row in enumerate(rows)}
+    quantities, markers = data["quantity"].unique(), dict(zip(REPORTED_BACKBONES, "os", strict=True))
+    rows = data.sort_values("source", kind="stable")[["source", "method"]].drop_duplicates()
+    rows = enumerate(rows.itertuples(index=False, name=None))
+    places = {row: index + 0.6 * (row[0] == "reported") for index, row in rows}
     changes = data[(data["source"] == "measured") & (data["quantity"] == "mAP")]
     told = ", ".join(f"{row.method} {row.MobileNetV3 / row.ResNet18 - 1:+.0%}" for row in changes.itertuples())
-    told, size = f"Measured change in mAP: {told}.", (13, 0.55 * len(rows) + 2)
+    told, size = f"Measured change in mAP: {told}.", (13, 0.55 * len(places) + 2)
     figure, axes = new_figure(1, len(quantities), size, title, told, sharey=True)
     for axis, quantity in zip(axes[0], quantities, strict=True):
         part = data[data["quantity"] == quantity]
@@ -279,18 +278,16 @@ def backbones(data: pd.DataFrame, title: str) -> Figure:
             place, ends = places[row.source, row.method], (row.ResNet18, row.MobileNetV3)
             line = "-" if row.source == "measured" else ":"
             axis.plot(ends, [place] * 2, line, color="0.4", lw=1.6, zorder=1)
-            for end, name, marker in zip(ends, REPORTED_BACKBONES, "os", strict=True):
+            for end, (name, marker) in zip(ends, markers.items(), strict=True):
                 axis.scatter(end, place, 55, COLOURS[name], marker=marker, edgecolor="black", lw=0.7, zorder=2)
             change, middle = f"{row.MobileNetV3 / row.ResNet18 - 1:+.0%}", (sum(ends) / 2, place)
             axis.annotate(change, middle, (0, 6), textcoords="offset points", ha="center")
         axis.set_xlim(0, 1.12 * part[REPORTED_BACKBONES].to_numpy().max(initial=1e-9))
         axis.set_xlabel(quantity)
     axes[0, 0].set_yticks(list(places.values()), [f"{method}\n({source})" for source, method in places])
-    axes[0, 0].set_ylim(max(places.values(), default=0) + 0.6, -0.8)
-    handles = [
-        Line2D([], [], color="none", marker=marker, mfc=COLOURS[name], mec="black", label=name)
-        for name, marker in zip(REPORTED_BACKBONES, "os", strict=True)
-    ]
+    axes[0, 0].set_ylim(max(places.values()) + 0.6, -0.8)
+    dot = {"color": "none", "mec": "black"}
+    handles = [Line2D([], [], marker=markers[name], mfc=COLOURS[name], label=name, **dot) for name in markers]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
@@ -303,9 +300,8 @@ def curves_data(results: pd.DataFrame) -> pd.DataFrame:
         means = curves[["metric_loss", "validation_mAP"]].mean()
         frames.append(means.assign(run=row.run, model=row.label, seed=row.seed))
     order = list(expected_rows(results["run"]))
-    together = pd.concat(frames, ignore_index=True)
-    together = together.sort_values("run", key=lambda runs: runs.map(order.index), kind="stable")
-    return rounded(together[["run", "model", "seed", "epoch", "metric_loss", "validation_mAP"]].reset_index(drop=True))
+    curves = pd.concat(frames).sort_values("run", key=lambda runs: runs.map(order.index), kind="stable")
+    return rounded(curves[["run", "model", "seed", "epoch", "metric_loss", "validation_mAP"]])
 
 
 def learning_curves(data: pd.DataFrame, title: str) -> Figure:
@@ -319,12 +315,9 @@ def learning_curves(data: pd.DataFrame, title: str) -> Figure:
     told = f"Lines of training loss and validation mAP over epochs for {len(models)} configurations; {told}."
     size = (max(7.0, 2.3 * across + 1), 3.5 * blocks + 0.6)  # the legend needs seven inches
     figure, axes = new_figure(2 * blocks, across, size, title, told, sharex=True)
-    for axis in axes.flat[:]:
-        axis.set_visible(False)
     names = {"metric_loss": "training loss", "validation_mAP": "validation mAP"}
     for (index, model), (line, column) in itertools.product(enumerate(models), enumerate(names)):
         axis = axes[2 * (index // across) + line, index % across]
-        axis.set_visible(True)
         for (other, seed), rows in data.groupby(["model", "seed"], sort=False):
             own = {"color": COLOURS[backbone_of(model)], "lw": 1.5, "marker": "os^Dv"[seed % 5], "ms": 3, "zorder": 2}
             look = own if other == model else {"color": "0.85", "lw": 0.8, "zorder": 1}
@@ -336,6 +329,8 @@ def learning_curves(data: pd.DataFrame, title: str) -> Figure:
         axis.set_ylabel("" if index % across else names[column])
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.tick_params(labelleft=index % across == 0, labelbottom=line == 1)
+    for axis in axes.flat:
+        axis.set_visible(axis.has_data())
     backbones = dict.fromkeys(backbone_of(model) for model in models)
     handles = [Line2D([], [], color=COLOURS[name], lw=1.5, label=name) for name in backbones]
     handles.append(Line2D([], [], color="0.75", lw=0.8, label="the other configurations"))
@@ -407,19 +402,17 @@ def search_tradeoff(data: pd.DataFrame) -> Figure:
     point its setting, in the legend the bytes a vector takes."""
     sizes = sorted(data["size"].unique())
     title = f"Search in {search_conditions(data)}: right and up is better"
-    size = (4.6 * len(sizes) + 0.6, 4.2)
-    figure, axes = new_figure(1, len(sizes), size, title, "A line per kind.", sharey=True)
+    figure, axes = new_figure(1, len(sizes), (4.6 * len(sizes) + 0.6, 4.2), title, "A line per kind.", sharey=True)
     for axis, size in zip(axes[0], sizes, strict=True):
         for kind, rows in data[data["size"] == size].groupby("kind", sort=False):
             colour, marker = INDEXES[kind]
             label = f"{kind}, {rows['bytes_per_image'].iloc[0]:,.0f} bytes a vector"
             x, y = rows["queries_per_second"], rows["recall@10"]
             axis.plot(x, y, "-", color=colour, marker=marker, mec="black", mew=0.6, lw=1.2, label=label)
-            for _, row in rows.dropna(subset="value").iterrows():
-                text = {"textcoords": "offset points", "fontsize": 8, "path_effects": HALO}
-                place = (row["queries_per_second"], row["recall@10"])
-                offset, ha, va = ((3, 3), "left", "bottom") if kind == "hnsw" else ((-4, -4), "right", "top")
-                axis.annotate(f"{row['value']:.0f}", place, offset, ha=ha, va=va, **text)
+            offset, ha, va = ((3, 3), "left", "bottom") if kind == "hnsw" else ((-4, -4), "right", "top")
+            text = {"textcoords": "offset points", "fontsize": 8, "path_effects": HALO, "ha": ha, "va": va}
+            for *place, value in zip(x, y, rows["value"], strict=True):
+                axis.annotate("" if pd.isna(value) else f"{value:.0f}", place, offset, **text)
         axis.set(xscale="log", title=f"{size:,} vectors", xlabel="queries per second")
         axis.set(ylim=(0, 1.12), yticks=np.linspace(0, 1, 6))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

@@ -92,8 +92,7 @@ def _folder(results: pd.DataFrame, run: str) -> Path:
 def _show(axis: plt.Axes, image: np.ndarray | None) -> None:
     axis.set_axis_on()
     axis.set(xticks=[], yticks=[])
-    for spine in axis.spines.values():
-        spine.set(visible=True, linewidth=0.5, color="0.3")
+    axis.spines[:].set(visible=True, linewidth=0.5, color="0.3")
     if image is None:
         axis.set_facecolor("0.9")
         axis.set_box_aspect(1)
@@ -123,8 +122,7 @@ def retrieval_gallery(data: pd.DataFrame, images: dict[str, np.ndarray], title: 
         for axis, hit in zip(cells[1:], hits.sort_values("rank").to_dict("records"), strict=False):
             _show(axis, images.get(hit["path"]))
             colour, line = (RIGHT, "-") if hit["correct"] else (WRONG, (0, (3, 2)))
-            for spine in axis.spines.values():
-                spine.set(linewidth=3, color=colour, linestyle=line)
+            axis.spines[:].set(linewidth=3, color=colour, linestyle=line)
             mark = "✓" if hit["correct"] else "✗"
             axis.set_title(f"{mark} {wrapped(hit['class'])}", fontsize=7.5, color=colour)
     figure.suptitle(f"{title}\nqueries in bold; ✓ solid frame: same class, ✗ dashed frame: another")
@@ -144,13 +142,13 @@ def contact_sheet(data: pd.DataFrame, images: dict[str, np.ndarray], title: str,
     return figure
 
 
-def wrapped(name: str, letters: int = LETTERS) -> str:
-    """The whole name in lines of at most ``letters``, broken after hyphens, underscores and spaces; only a longer
+def wrapped(name: str) -> str:
+    """The whole name in lines of at most LETTERS, broken after hyphens, underscores and spaces; only a longer
     word is broken within."""
     lines = [""]
     for word in re.findall(r"[^-_ ]*[-_ ]|[^-_ ]+", name):
-        for part in (word[i : i + letters] for i in range(0, len(word), letters)):
-            if len(lines[-1]) + len(part) > letters:
+        for part in (word[i : i + LETTERS] for i in range(0, len(word), LETTERS)):
+            if len(lines[-1]) + len(part) > LETTERS:
                 lines.append("")
             lines[-1] += part
     return "\n".join(line.strip() for line in lines)
