@@ -111,7 +111,7 @@ class Replicates:
         z = np.random.default_rng([0, key]).standard_normal(self.resamples) / stats.norm.ppf(0.75)
         return middle * np.exp(np.where(z < 0, np.log(middle / low), np.log(high / middle)) * z)
 
-    def measure(self, parts: list[list[Comparison]], quantitative: bool) -> tuple[str, st.Interval, float]:
+    def measure(self, parts: list[tuple[Comparison, ...]], quantitative: bool) -> tuple[str, st.Interval, float]:
         """The part that decides, the interval of its value or margin, and the two-sided p of the whole."""
         points = [max(c.change(self.point, quantitative) for c in part) for part in parts]
         draws = [np.max([c.change(self.draws, quantitative) for c in part], axis=0).round(STEADY) for part in parts]
@@ -142,7 +142,7 @@ def judged(source: Replicates) -> pd.DataFrame:
     for claim in source.paper.claims:
         row = {"decided_by": "", **dict.fromkeys(("value", "low", "high", "p"), np.nan)}
         parts, quantitative = source.paper.parts(claim), claim["kind"] == "quantitative"
-        lacking = source.missing({side[1:] for part in parts for c in part for side in c.sides})
+        lacking = source.missing({cell for part in parts for c in part for cell in c.cells})
         row["reason"] = claim.get("not_testable") or lacking
         if parts and not lacking.startswith("missing"):
             part, interval, p = source.measure(parts, quantitative)

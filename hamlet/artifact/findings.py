@@ -11,14 +11,13 @@ def accuracy(summary: pd.DataFrame) -> list[str]:
     ranked, controls = (rows[rows["group"] == group] for group in ("report", "control"))
     if len(ranked) > 1:
         (first, second), (one, two) = ranked.index[:2], ranked["mean"].iloc[:2]
-        said.append(
+        half = ranked["query_half_width"].iloc[:2].max()
+        said += [
             f"{first} has the highest mAP of the report's {len(ranked)} rows, {one:.4f}; {second} follows with "
-            f"{two:.4f}, {1 - two / one:.1%} below it."
-        )
-        said.append(
-            f"The interval over queries of either mean reaches at most {ranked['query_half_width'].iloc[:2].max():.4f} "
-            "to each side; the paired test that decides is in 06_claims."
-        )
+            f"{two:.4f}, {1 - two / one:.1%} below it.",
+            f"The interval over queries of either mean reaches at most {half:.4f} to each side; the paired test that "
+            "decides is in 06_claims.",
+        ]
         several = ranked.iloc[:2].query("seeds > 1").itertuples()
         spans = [f"{row.Index} from {row.lowest_seed:.4f} to {row.highest_seed:.4f}" for row in several]
         said += [f"Over the seeds {', '.join(spans)}."] if spans else []
@@ -98,8 +97,8 @@ def ablation(table: pd.DataFrame) -> list[str]:
     said = []
     for row in table.dropna(subset="difference").itertuples():
         word = "above" if row.difference > 0 else "below"
-        told = sure(row, row.p_holm, "Holm p")
-        said.append(f"{row.first} lies {abs(row.difference):.4f} mAP {word} {row.second} ({told}).")
+        told = f"{abs(row.difference):.4f} mAP {word} {row.second} ({sure(row, row.p_holm, 'Holm p')})"
+        said.append(f"{row.first} lies {told}.")
     return said or ["No run of the ablation is stored yet, so nothing can be said."]
 
 
@@ -139,6 +138,5 @@ def inside(table: pd.DataFrame) -> list[str]:
         least = rows.groupby("part", sort=False)["cosine"].mean()
         idle = ", ".join(least.index[least > 0.99]) or "no part"
         said.append(f"{told}. Taken out without moving a descriptor (cosine above 0.99): {idle}.")
-    return said or [
-        "Nothing was measured inside a trained HAMLET here: workflow/inside.py does, where its weights are."
-    ]
+    nothing = "Nothing was measured inside a trained HAMLET here: workflow/inside.py does, where its weights are."
+    return said or [nothing]

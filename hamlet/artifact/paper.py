@@ -95,6 +95,10 @@ class Comparison(NamedTuple):
     sides: tuple[tuple[float, str, str], ...]
     sign: str | None
 
+    @property
+    def cells(self) -> list[tuple[str, str]]:
+        return [side[1:] for side in self.sides]
+
     def __str__(self) -> str:
         texts = [f"{'' if factor == 1 else f'{factor:g} * '}{metric}[{run}]" for factor, metric, run in self.sides]
         return f" {self.sign} ".join(texts)
@@ -149,17 +153,16 @@ class Paper:
         need(not quantitative or len(parts) == 1, "a quantitative claim has one comparison or one cell")
         need(quantitative or all(c.sign for part in parts for c in part), "a statement compares two sides")
 
-    def parts(self, claim: dict) -> list[list[Comparison]]:
-        """What must hold, all of it: each part a list of comparisons of which one suffices, groups written out."""
-        formula = claim.get("formula", [])
-        found = []
+    def parts(self, claim: dict) -> list[tuple[Comparison, ...]]:
+        """What must hold, all of it: each part comparisons of which one suffices, groups written out."""
+        formula, found = claim.get("formula", []), []
         for item in [formula] if isinstance(formula, str) else formula:
             if isinstance(item, str):
-                found += [[comparison] for comparison in self._comparisons(claim, item)]
+                found += [(comparison,) for comparison in self._comparisons(claim, item)]
             else:
-                found.append([one for text in item for one in self._comparisons(claim, text)])
-        same = [part for part in found if any(len({side[1:] for side in c.sides}) < len(c.sides) for c in part)]
-        return [part for index, part in enumerate(found) if part not in found[:index] and part not in same]
+                found.append(tuple(one for text in item for one in self._comparisons(claim, text)))
+        # nothing is compared with itself
+        return [part for part in dict.fromkeys(found) if not any(c.sign and c.cells[0] == c.cells[1] for c in part)]
 
     def _comparisons(self, claim: dict, text: str) -> list[Comparison]:
         match = COMPARISON.fullmatch(text.strip()) if isinstance(text, str) else None
@@ -174,8 +177,7 @@ class Paper:
         """A configuration, or those of a group; on a profile's own backbone its configurations of these methods."""
         members = self.groups.get(name, [name])
         for one in members:
-            known = label(one.lower()) != one.lower()
-            self._need(claim, known, f"unknown configuration or group {one!r}")
+            self._need(claim, label(one.lower()) != one.lower(), f"unknown configuration or group {one!r}")
         if self.backbone and claim.get("about") == "methods":
             members = [re.sub("|".join(REPORTED_BACKBONES), self.backbone, one) for one in members]
         return list(dict.fromkeys(members))
@@ -189,8 +191,7 @@ class Paper:
         """(a word of claims.yaml's header; the value from the printed cells; the lowest and the highest value that
         the cells can stand for): does the report's own arithmetic hold?"""
         parts, quantitative = self.parts(claim), claim["kind"] == "quantitative"
-        cells = {side[1:] for part in parts for c in part for side in c.sides}
-        if not parts or any(self.printed(*cell) is None for cell in cells):
+        if not parts or any(self.printed(*cell) is None for part in parts for c in part for cell in c.cells):
             return ("no reported cells" if parts else "no formula"), None, None, None
 
         def least(shift: int) -> float:

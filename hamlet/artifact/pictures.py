@@ -57,12 +57,12 @@ def unpack(sheet: bytes) -> dict[str, np.ndarray]:
     return dict(zip(names, tiles, strict=False))
 
 
-def neighbours_data(results: pd.DataFrame, run: str, queries: int = 8) -> pd.DataFrame:
-    """The first seed's stored example queries of ``run`` with their nearest images, as neighbours.parquet has
-    them; ``queries`` of them, evenly spread. HamletError names the runs that there are."""
+def neighbours_data(results: pd.DataFrame, run: str) -> pd.DataFrame:
+    """Eight of the first seed's stored example queries of ``run``, evenly spread, with their nearest images, as
+    neighbours.parquet has them. HamletError names the runs that there are."""
     rows = pd.read_parquet(_folder(results, run) / "neighbours.parquet")
     shown = rows["query_path"].unique()
-    shown = shown[np.linspace(0, len(shown) - 1, min(queries, len(shown))).round().astype(int)]
+    shown = shown[np.linspace(0, len(shown) - 1, min(8, len(shown))).round().astype(int)]
     return rows[rows["query_path"].isin(shown)].reset_index(drop=True)
 
 
@@ -129,9 +129,9 @@ def retrieval_gallery(data: pd.DataFrame, images: dict[str, np.ndarray], title: 
     return figure
 
 
-def contact_sheet(data: pd.DataFrame, images: dict[str, np.ndarray], title: str, across: int = 8) -> Figure:
-    """An image of each class from `contact_data`, its name below."""
-    rows = -(-len(data) // across)
+def contact_sheet(data: pd.DataFrame, images: dict[str, np.ndarray], title: str) -> Figure:
+    """An image of each class from `contact_data`, eight in a row, its name below."""
+    rows, across = -(-len(data) // 8), 8
     told = f"Photographs of {len(data)} classes: {', '.join(data['class'])}."
     figure, axes = new_figure(rows, across, (1.6 * across, 2.0 * rows + 0.5), title, told)
     for axis in axes.flat:
@@ -143,12 +143,7 @@ def contact_sheet(data: pd.DataFrame, images: dict[str, np.ndarray], title: str,
 
 
 def wrapped(name: str) -> str:
-    """The whole name in lines of at most LETTERS, broken after hyphens, underscores and spaces; only a longer
-    word is broken within."""
-    lines = [""]
-    for word in re.findall(r"[^-_ ]*[-_ ]|[^-_ ]+", name):
-        for part in (word[i : i + LETTERS] for i in range(0, len(word), LETTERS)):
-            if len(lines[-1]) + len(part) > LETTERS:
-                lines.append("")
-            lines[-1] += part
+    """The whole name in lines of at most LETTERS, broken after hyphens, underscores and spaces; only a longer word is
+    broken within."""
+    lines = re.findall(rf"(?s).{{1,{LETTERS}}}(?:(?<=[-_ ])|$)|.{{1,{LETTERS}}}", name)
     return "\n".join(line.strip() for line in lines)
