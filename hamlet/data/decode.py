@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +147,8 @@ def _colour_16(file: io.BufferedIOBase, significant: int | None) -> Image.Image:
     return Image.fromarray(np.concatenate([colour, alpha.astype(np.uint8)], axis=2))
 
 
-def _rgb(image: Image.Image, significant: int | None = None) -> Image.Image:
+def _rgb(image: Image.Image, size: int | None, significant: int | None = None) -> Image.Image | np.ndarray:
+    """At its own size where ``size`` is None, else the pixels of its centre square."""
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # without the test, a copy of every image
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit greys; Pillow's own conversion would clip them at 255
@@ -156,7 +158,8 @@ def _rgb(image: Image.Image, significant: int | None = None) -> Image.Image:
     if image.has_transparency_data:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    return image if size is None else fit(image, size)
 
 
 def _from_file(file: io.BufferedIOBase, size: int | None) -> Image.Image | np.ndarray:
@@ -171,7 +174,7 @@ def _from_file(file: io.BufferedIOBase, size: int | None) -> Image.Image | np.nd
             if colour_16:
                 exif, image = image.info.get("exif"), _colour_16(file, significant)
                 image.info |= {"exif": exif} if exif else {}
-            result = _rgb(image, significant) if size is None else fit(_rgb(image, significant), size)
+            result = _rgb(image, size, significant)
             image.close()  # its memory goes before the next large one begins
             return result
 
@@ -196,8 +199,7 @@ def _read(source: Source, size: int | None) -> Image.Image | np.ndarray:
             return _from_file(io.BytesIO(source), size)
         if not isinstance(source, Image.Image | np.ndarray):
             raise ValueError("expected a path, bytes, a PIL image or an array")
-        image = _rgb(_from_array(source) if isinstance(source, np.ndarray) else source)
-        return image if size is None else fit(image, size)
+        return _rgb(_from_array(source) if isinstance(source, np.ndarray) else source, size)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise many types; the reason is always reported
@@ -231,14 +233,12 @@ def decode_many(sources: Iterable[Source], size: int, ahead: int = 128) -> Itera
         except ImageError as error:
             return error
 
-    waiting, sources = deque(), iter(sources)
     with ThreadPoolExecutor(min(8, cores())) as pool:
-        for source in sources:
-            waiting.append(pool.submit(attempt, source))
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
+        begun = (pool.submit(attempt, source) for source in sources)
+        waiting = deque(islice(begun, ahead))
         while waiting:
             yield waiting.popleft().result()
+            waiting.extend(islice(begun, 1))
 
 
 def cores() -> int:
