@@ -103,10 +103,7 @@ def _left_out(entry: os.DirEntry) -> str | None:
 
 def fit(image: Image.Image, size: int) -> np.ndarray:
     """Centre square of an RGB image, resampled to uint8 (size, size, 3)."""
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
 
 
 def to_8_bits(values: np.ndarray, significant: int | None = None) -> np.ndarray:
@@ -125,16 +122,6 @@ def to_8_bits(values: np.ndarray, significant: int | None = None) -> np.ndarray:
     return (values * 255 // ((1 << depth) - 1)).astype(np.uint8)
 
 
-def _png_16(file: io.BufferedIOBase) -> tuple[bool, int | None]:
-    """Of an open file: is it a PNG of 16-bit colour, which Pillow cuts to its high bytes; and its sBIT."""
-    head = file.read(4096)
-    file.seek(0)
-    if not head.startswith(b"\x89PNG"):
-        return False, None
-    said = re.search(rb"\0\0\0[\1-\4]sBIT(.)", head.split(b"IDAT")[0], re.DOTALL)
-    return head[24:25] == b"\x10" and head[25] in (2, 6), said and said[1][0]
-
-
 def _colour_16(file: io.BufferedIOBase, significant: int | None) -> Image.Image:
     """A PNG of 16-bit colour through torchvision, the one library here that keeps all its bits."""
     import torch
@@ -148,7 +135,6 @@ def _colour_16(file: io.BufferedIOBase, significant: int | None) -> Image.Image:
 
 
 def _rgb(image: Image.Image, size: int | None, significant: int | None = None) -> Image.Image | np.ndarray:
-    """At its own size where ``size`` is None, else the pixels of its centre square."""
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # without the test, a copy of every image
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit greys; Pillow's own conversion would clip them at 255
@@ -163,7 +149,10 @@ def _rgb(image: Image.Image, size: int | None, significant: int | None = None) -
 
 
 def _from_file(file: io.BufferedIOBase, size: int | None) -> Image.Image | np.ndarray:
-    colour_16, significant = _png_16(file)
+    head = file.read(4096).split(b"IDAT")[0]
+    file.seek(0)
+    said = re.match(rb"(?s)\x89PNG.*?\0\0\0[\1-\4]sBIT(.)", head)
+    significant = said and said[1][0]
     with Image.open(file) as image:
         if size is not None:
             image.draft(None, (4 * size, 4 * size))  # JPEG only: the decoder scales
@@ -171,7 +160,7 @@ def _from_file(file: io.BufferedIOBase, size: int | None) -> Image.Image | np.nd
         if pixels > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} px, more than {MAX_PIXELS // 10**6} megapixels")
         with _large if pixels > LARGE else nullcontext():
-            if colour_16:
+            if re.match(rb"(?s)\x89PNG.{20}\x10[\2\6]", head):  # 16-bit colour, which Pillow cuts to its high bytes
                 exif, image = image.info.get("exif"), _colour_16(file, significant)
                 image.info |= {"exif": exif} if exif else {}
             result = _rgb(image, size, significant)
@@ -190,13 +179,11 @@ def _read(source: Source, size: int | None) -> Image.Image | np.ndarray:
     named = isinstance(source, str | os.PathLike)
     name = os.fsencode(source).decode(errors="replace") if named else f"image ({type(source).__name__})"
     try:
-        if named:
-            if not stat.S_ISREG(os.stat(source).st_mode):
-                raise ValueError("not a regular file")  # a named pipe would block for ever
-            with open(source, "rb") as file:
+        if named and not stat.S_ISREG(os.stat(source).st_mode):
+            raise ValueError("not a regular file")  # a named pipe would block for ever
+        if named or isinstance(source, bytes):
+            with open(source, "rb") if named else io.BytesIO(source) as file:
                 return _from_file(file, size)
-        if isinstance(source, bytes):
-            return _from_file(io.BytesIO(source), size)
         if not isinstance(source, Image.Image | np.ndarray):
             raise ValueError("expected a path, bytes, a PIL image or an array")
         return _rgb(_from_array(source) if isinstance(source, np.ndarray) else source, size)
