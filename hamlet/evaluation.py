@@ -144,7 +144,7 @@ def equal_bytes(embeddings: dict[str, np.ndarray], train: np.ndarray, bytes_per_
 def extra_metrics(
     model: RetrievalModel, dataset: RetrievalDataset, evaluation: Evaluation, image_size: int, **options
 ) -> dict[str, dict[str, float]]:
-    """What stands beside the headline, on the default protocol: "hierarchical" (``hierarchical_metrics``; of each query
+    """What stands beside the headline, on the default protocol: "hierarchical" (``hierarchical_metrics``; per query
     as HAP in ``evaluation.per_query``), and "equal_bytes", the metrics with every descriptor in SPARSE's bytes."""
     sides, rows = [split for split in (dataset.query, dataset.gallery) if split], evaluation.embeddings
     graded = hierarchical_metrics(*(x for s in sides for x in (rows[s.name], s.labels, s.coarse_labels)))

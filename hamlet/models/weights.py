@@ -42,10 +42,8 @@ def initial_weights(
         HamletError: the weights cannot be had, or are not what they should be; the message says how to go on.
     """
     if not isinstance(pretrained, bool | str | Path):
-        raise HamletError(
-            f"pretrained={pretrained!r}, expected True, False, 'packaged' or a path of a .safetensors file"
-        )
-    name = backbone if "." in backbone or backbone not in TAGS else f"{backbone}.{TAGS[backbone]}"
+        raise HamletError(f"pretrained={pretrained!r}, expected True, False, 'packaged' or a path (.safetensors)")
+    name = f"{backbone}.{TAGS[backbone]}" if backbone in TAGS else backbone
     cfg = timm.get_pretrained_cfg(name)
     mean, std = cfg.mean, cfg.std
     if pretrained is False:
