@@ -8,8 +8,8 @@ import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 from torchvision.transforms import v2
-from tqdm import tqdm
 
+from hamlet.arguments import whole_number
 from hamlet.data import RetrievalDataset
 from hamlet.distillation import encode_text, unit
 from hamlet.errors import HamletError
@@ -37,7 +37,6 @@ def embed(
     batch_size: int = 64,
     device: str | torch.device = "cpu",
     bf16: bool = False,
-    progress: bool = False,
 ) -> Rows:
     """Descriptors of uint8 images (N, H, W, 3) -> float32 (N, D), L2-normalised, the model in evaluation mode.
 
@@ -45,24 +44,21 @@ def embed(
     """
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
         raise HamletError(f"expected uint8 images (N, H, W, 3), got {images.dtype} {images.shape}")
-    for name, value, least in (("image_size", image_size, 8), ("batch_size", batch_size, 1)):
-        if type(value) is not int or value < least:
-            raise HamletError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    image_size, batch_size = whole_number("image_size", image_size, 8), whole_number("batch_size", batch_size)
     training, device = model.training, torch.device(device)
     transform = evaluation_transform(image_size, model.mean, model.std)
     model.eval()
-    out = []
-    for start in tqdm(range(0, len(images), batch_size), desc="embed", disable=None if progress else True):
+    sparse, none = model.method == "sparse", np.empty((0, model.embedding_dim), np.float32)
+    out = [sp.csr_array(none) if sparse else none]
+    for start in range(0, len(images), batch_size):
         # a copy: the array may be a read-only memory map
         batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device).permute(0, 3, 1, 2)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             features = model(transform(batch).contiguous(memory_format=torch.channels_last))
         rows = features.float().cpu().numpy()
-        out.append(sp.csr_array(rows) if model.method == "sparse" else rows)
+        out.append(sp.csr_array(rows) if sparse else rows)
     model.train(training)
-    if model.method == "sparse":
-        return sp.vstack(out, format="csr") if out else sp.csr_array((0, model.embedding_dim), dtype=np.float32)
-    return np.concatenate(out) if out else np.empty((0, model.embedding_dim), np.float32)
+    return sp.vstack(out, format="csr") if sparse else np.concatenate(out)
 
 
 @dataclass

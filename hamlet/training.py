@@ -70,18 +70,15 @@ def build_loss(name: str, classes: int, dim: int, margin: float, scale: float) -
     cosface: cosine softmax with an additive margin (Wang et al., CVPR 2018; margin 0 is the plain cosine softmax of
     Zhai and Wu, BMVC 2019). proxy_anchor: Kim et al., CVPR 2020. multi_similarity: Wang et al., CVPR 2019, no proxies.
     """
-    # short proxies turn quickly; the library's start at unit variance in every dimension
-    short = common_functions.TorchInitWrapper(nn.init.normal_, std=0.02)
-    known = {
-        "cosface": lambda: losses.CosFaceLoss(
-            num_classes=classes, embedding_size=dim, margin=margin, scale=scale, weight_init_func=short
-        ),
-        "proxy_anchor": lambda: losses.ProxyAnchorLoss(classes, dim, margin=margin, alpha=scale),
-        "multi_similarity": losses.MultiSimilarityLoss,
-    }
-    if name not in known:
-        raise HamletError(f"unknown loss {name!r}; valid: {', '.join(known)}")
-    return known[name]()
+    if name == "cosface":
+        # short proxies turn quickly; the library's start at unit variance in every dimension
+        short = common_functions.TorchInitWrapper(nn.init.normal_, std=0.02)
+        return losses.CosFaceLoss(classes, dim, margin=margin, scale=scale, weight_init_func=short)
+    if name == "proxy_anchor":
+        return losses.ProxyAnchorLoss(classes, dim, margin=margin, alpha=scale)
+    if name == "multi_similarity":
+        return losses.MultiSimilarityLoss()
+    raise HamletError(f"unknown loss {name!r}; valid: cosface, proxy_anchor, multi_similarity")
 
 
 def training_transform(train_size: int, crop_scale: float) -> v2.Transform:
@@ -139,15 +136,14 @@ class Objective(nn.Module):
         images, labels, index = batch
         images = ((images.float() / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         embedding, terms = model(images, auxiliary=True)
-        terms = {"metric_loss": self.metric_loss(embedding, labels), **terms}
-        text = {
-            "text_alignment": lambda: alignment(raw.text_projection(embedding), self.text_images[index]),
-            "text_proxies": lambda: text_proxies(
-                embedding, raw.text_tower(self.text_classes), labels, self.settings["scale"]
-            ),
-            "text_guidance": lambda: language_guidance(embedding, self.text_images[index], labels),
-        }
-        terms |= {name: self.settings[name] * loss() for name, loss in text.items() if self.settings[name]}
+        terms, settings = {"metric_loss": self.metric_loss(embedding, labels), **terms}, self.settings
+        if weight := settings["text_alignment"]:
+            terms["text_alignment"] = weight * alignment(raw.text_projection(embedding), self.text_images[index])
+        if weight := settings["text_proxies"]:
+            texts = raw.text_tower(self.text_classes)
+            terms["text_proxies"] = weight * text_proxies(embedding, texts, labels, settings["scale"])
+        if weight := settings["text_guidance"]:
+            terms["text_guidance"] = weight * language_guidance(embedding, self.text_images[index], labels)
         return {"loss": sum(terms.values()), **terms}
 
 
@@ -260,9 +256,8 @@ class Trainer:
         for p in [*model.parameters(), *objective.parameters()]:
             if p.requires_grad:
                 groups.setdefault((part.get(id(p), "proxy_learning_rate"), p.ndim > 1), []).append(p)
-        decay = {True: self.settings["weight_decay"], False: 0.0}
         return [
-            {"params": params, "lr": self.settings[rate], "weight_decay": decay[matrix]}
+            {"params": params, "lr": self.settings[rate], "weight_decay": self.settings["weight_decay"] * matrix}
             for (rate, matrix), params in sorted(groups.items())
         ]
 

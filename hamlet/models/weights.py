@@ -42,10 +42,8 @@ def initial_weights(
         HamletError: the weights cannot be had, or are not what they should be; the message says how to go on.
     """
     if not isinstance(pretrained, bool | str | Path):
-        raise HamletError(
-            f"pretrained={pretrained!r}, expected True, False, 'packaged' or a path of a .safetensors file"
-        )
-    name = backbone if "." in backbone or backbone not in TAGS else f"{backbone}.{TAGS[backbone]}"
+        raise HamletError(f"pretrained={pretrained!r}, expected True, False, 'packaged' or a path (.safetensors)")
+    name = f"{backbone}.{TAGS[backbone]}" if backbone in TAGS else backbone
     cfg = timm.get_pretrained_cfg(name)
     mean, std = cfg.mean, cfg.std
     if pretrained is False:
@@ -107,9 +105,7 @@ def packaged_state() -> dict[str, Tensor]:
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict | None]:
     """Tensors of a safetensors file and the record that ``save_model`` put into it (None for other files)."""
     if not path.is_file():
-        raise HamletError(
-            f"no weights at {path}; expected a .safetensors file, such as `hamlet train` or save_model writes"
-        )
+        raise HamletError(f"no weights at {path}; expected a .safetensors file of `hamlet train` or save_model")
     try:
         with safe_open(path, framework="pt") as file:
             record = (file.metadata() or {}).get("hamlet")
@@ -123,18 +119,13 @@ def check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], source:
     for name, like in expected.items():
         if name not in found:
             raise HamletError(f"{source} lacks the tensor {name}; it is incomplete or of another network")
-        tensor = found[name]
-        if tensor.shape != like.shape:
-            raise HamletError(
-                f"{source}: {name} has shape {tuple(tensor.shape)}, expected {tuple(like.shape)}; "
-                "it belongs to another network or to other options"
-            )
+        tensor, shape, wanted = found[name], tuple(found[name].shape), tuple(like.shape)
+        if shape != wanted:
+            raise HamletError(f"{source}: {name} has shape {shape}, expected {wanted}; of another network or options")
         if tensor.is_floating_point() != like.is_floating_point():
             raise HamletError(f"{source}: {name} holds {tensor.dtype}, expected {like.dtype}; save it again")
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise HamletError(
-                f"{source}: {name} holds values that are not finite; its training went wrong, train again"
-            )
+            raise HamletError(f"{source}: {name} holds values that are not finite; its training failed, train again")
 
 
 def hub_file(repository: str, file: str, otherwise: str) -> Path:
