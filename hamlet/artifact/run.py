@@ -391,11 +391,10 @@ def override(text: str) -> tuple[str, object]:
     if not equals:
         raise HamletError(f"--set {text!r}: expected name=value; names: {', '.join(FIELDS)}")
     profiles.one_of(name, FIELDS, "parameter", f"--set {text!r}")
-    try:
-        typed = json.loads(value.lower())
-    except ValueError:
-        typed = value
-    typed = value if str in FIELDS[name].kinds and type(typed) not in FIELDS[name].kinds else typed
+    typed: object = value
+    if FIELDS[name].kind is not str:
+        with suppress(ValueError):
+            typed = json.loads(value.lower())
     return name, FIELDS[name].check(name, typed, f"--set {text!r}")
 
 
