@@ -45,7 +45,7 @@ def minutes(seconds: float) -> str:
 
 def shown(path: Path) -> str:
     """The path as the user would type it from the project's folder."""
-    return str(path.relative_to(paths.output_root()) if path.is_relative_to(paths.output_root()) else path)
+    return str(path.relative_to(paths.output_dir()) if path.is_relative_to(paths.output_dir()) else path)
 
 
 def report_list() -> dict[str, dict]:
@@ -64,7 +64,7 @@ def report_list() -> dict[str, dict]:
 def reports(profile: str = "", dataset: str = "") -> dict[str, list[Path]]:
     """Reporting notebook -> its files for a profile and data set; without a name those of all data sets together."""
     return {
-        str(name): [paths.output_root() / path.format(profile=profile, dataset=dataset) for path in entry["files"]]
+        str(name): [paths.output_dir() / path.format(profile=profile, dataset=dataset) for path in entry["files"]]
         for name, entry in report_list().items()
         if ("once" in entry) != bool(profile) and profile in entry.get("profiles", [profile])
     }
@@ -100,7 +100,7 @@ class Build:
         self.profile, self.dataset, self.keep = options.profile, options.dataset, options.keep
         self.loaded = profiles.load_profile(self.profile)
         self.runs = profiles.expand(self.profile, self.dataset, options.models, options.seeds)
-        self.base = paths.results_dir(self.profile, self.dataset)
+        self.base = paths.output_dir("results", self.profile, self.dataset)
         own = {run.run_name for run in self.runs if run.profile == self.profile}
         self.over = own if options.fresh else set()  # configurations that --fresh makes again, all their seeds
         self.images = self.loaded["estimate"]["images"]  # to be trained on, as far as is known
@@ -182,7 +182,7 @@ class Build:
 def set_aside(path: Path, why: str) -> None:
     """Move a stored run, configuration or measurement to aside/, if it is there."""
     if path.is_dir() and any(path.iterdir()):
-        base = paths.results_dir(*path.relative_to(paths.output_root() / "results").parts[:2])
+        base = paths.output_dir("results", *path.relative_to(paths.output_dir("results")).parts[:2])
         moved = aside(path, why, base / "aside" / path.relative_to(base))
         print(f"set aside: {shown(path)} -> {shown(moved)}")
 
@@ -192,7 +192,7 @@ def only_one(slots: list[str]) -> Iterator[None]:
     """Hold the locks of these slots, which the system frees however this process ends."""
     with ExitStack() as held:
         for slot in slots:
-            path = paths.output_root() / "results" / slot / ".lock"
+            path = paths.output_dir("results", slot) / ".lock"
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 held.enter_context(FileLock(path, timeout=0))
@@ -212,7 +212,7 @@ def snakemake(slots: list[str], jobs: int, *again: str, **config: object) -> int
     flags = "--rerun-triggers mtime --ignore-incomplete --keep-going --nolock --drop-metadata"
     given = {"slots": ",".join(slots)} | {key: value for key, value in config.items() if value}
     command = [sys.executable, "-c", ENGINE.format(os.getpid()), "--snakefile", str(paths.WORKFLOW / "Snakefile")]
-    command += ["--directory", str(paths.output_root()), "--cores", str(jobs), *flags.split()]
+    command += ["--directory", str(paths.output_dir()), "--cores", str(jobs), *flags.split()]
     command += ["--forcerun", *(f"report_{name}" for name in again)]
     command += ["--quiet", "rules", "host", "reason", "--config", *(f"{k}={v}" for k, v in given.items())]
     on_python_path()
@@ -244,12 +244,12 @@ def everything(jobs: int, dry_run: bool) -> int:
         f"{profile}/{dataset}"
         for profile in profiles.profile_names()
         for dataset in results.stored_datasets(profile)
-        if (paths.results_dir(profile, dataset) / "efficiency" / "result.json").is_file()
+        if (paths.output_dir("results", profile, dataset) / "efficiency" / "result.json").is_file()
     ]
     print(f"all: {', '.join(slots)}; audit, search and benchmarks from what is stored", flush=True)
     if dry_run:
         return 0
-    root = paths.output_root()
+    root = paths.output_dir()
     for name in ("ranking", "library_differences", "search"):
         runpy.run_path(str(paths.ROOT / "benchmarks" / f"{name}.py"))["remake"](root)
     with only_one(slots):
@@ -273,12 +273,12 @@ def carry_out(build: Build, jobs: int, options: argparse.Namespace) -> int:
     if snakemake([f"{build.profile}/{build.dataset}"], jobs, *again, **config):
         print("\nNot everything could be made; what was finished is kept. The same command goes on from here.")
         # --quiet rules hides them in Snakemake
-        for log in sorted((paths.output_root() / "logs").rglob("*.log")):
+        for log in sorted(paths.output_dir("logs").rglob("*.log")):
             last = (log.read_text(errors="replace").strip() or " ").splitlines()[-1]
             if log.stat().st_mtime > started and re.match(r"error: |[\w.]*(Error|Exception)\b", last):
                 print(f"  {log.stem}: {last}; more in {shown(log)}")
         return 1
-    folders = [place(build.profile, build.dataset) for place in (paths.tables_dir, paths.figures_dir)]
+    folders = [paths.output_dir(kind, build.profile, build.dataset) for kind in ENDS]
     files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
     print(f"\nDone in {minutes(time.time() - started)}. {len(files)} files:")
     for path in files:

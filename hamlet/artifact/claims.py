@@ -199,7 +199,7 @@ def side_by_side(profile: str, datasets: list[str]) -> pd.DataFrame:
     from the claims.csv that notebook 06 wrote."""
     columns, stated = {}, None
     for dataset in datasets:
-        path = paths.tables_dir(profile, dataset) / "claims.csv"
+        path = paths.output_dir("tables", profile, dataset) / "claims.csv"
         if not path.is_file():
             columns[dataset] = None
             continue

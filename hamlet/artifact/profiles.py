@@ -111,7 +111,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        return paths.results_dir(self.profile, self.dataset) / self.run_name / f"seed{self.seed}"
+        return paths.output_dir("results", self.profile, self.dataset) / self.run_name / f"seed{self.seed}"
 
     def __str__(self) -> str:
         return f"{self.run_name} seed{self.seed}"

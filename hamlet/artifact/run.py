@@ -422,7 +422,7 @@ def main(arguments: list[str] | None = None) -> None:
     with one_line(arguments):
         if given.action == "notebook":
             profiles.load_profile(given.profile)
-            folder = paths.output_root() / "logs" / given.profile / given.dataset
+            folder = paths.output_dir("logs", given.profile, given.dataset)
             asked = {"profile": given.profile, "dataset": given.dataset}
             execute(given.name, folder / f"{given.name}.ipynb", asked)
         else:
