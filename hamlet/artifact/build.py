@@ -43,11 +43,6 @@ def minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def shown(path: Path) -> str:
-    """The path as the user would type it from the project's folder."""
-    return str(path.relative_to(paths.output_dir()) if path.is_relative_to(paths.output_dir()) else path)
-
-
 def report_list() -> dict[str, dict]:
     """workflow/reports.yaml: reporting notebook -> what it waits for, and the "files" that it writes, from the
     output's root, {profile} and {dataset} left open."""
@@ -88,8 +83,7 @@ def efficiency_fault(profile: str, dataset: str, names: set[str]) -> str | None:
     absent = sorted(names - set(record["models"]))
     if absent and not any(name.startswith("hamlet") for name in gone & set(record["models"])):
         return f"it lacks {', '.join(absent)}"
-    now = {n: json.loads((run.folder / "result.json").read_text())["digest"] for n, run in first.items()}
-    changed = [name for name in now if given["runs"].get(name) != now[name]]
+    changed = [name for name, run in first.items() if given["runs"].get(name) != results.stored_digest(run)]
     return f"trained again since: {', '.join(changed)}" if changed and not gone else None
 
 
@@ -182,9 +176,10 @@ class Build:
 def set_aside(path: Path, why: str) -> None:
     """Move a stored run, configuration or measurement to aside/, if it is there."""
     if path.is_dir() and any(path.iterdir()):
-        base = paths.output_dir("results", *path.relative_to(paths.output_dir("results")).parts[:2])
-        moved = aside(path, why, base / "aside" / path.relative_to(base))
-        print(f"set aside: {shown(path)} -> {shown(moved)}")
+        root = paths.output_dir()
+        parts = path.relative_to(root).parts
+        moved = aside(path, why, root.joinpath(*parts[:3], "aside", *parts[3:]))
+        print(f"set aside: {path.relative_to(root)} -> {moved.relative_to(root)}")
 
 
 @contextmanager
@@ -258,7 +253,7 @@ def everything(jobs: int, dry_run: bool) -> int:
 
 def carry_out(build: Build, jobs: int, options: argparse.Namespace) -> int:
     """Set aside, load the data, run the engine, and name what was written."""
-    started = time.time()
+    started, root = time.time(), paths.output_dir()
     for name in sorted(build.over):
         set_aside(build.base / name, "previous")
     build.verify(build.data_hash())  # only now is the data set's content known
@@ -273,16 +268,16 @@ def carry_out(build: Build, jobs: int, options: argparse.Namespace) -> int:
     if snakemake([f"{build.profile}/{build.dataset}"], jobs, *again, **config):
         print("\nNot everything could be made; what was finished is kept. The same command goes on from here.")
         # --quiet rules hides them in Snakemake
-        for log in sorted(paths.output_dir("logs").rglob("*.log")):
+        for log in sorted((root / "logs").rglob("*.log")):
             last = (log.read_text(errors="replace").strip() or " ").splitlines()[-1]
             if log.stat().st_mtime > started and re.match(r"error: |[\w.]*(Error|Exception)\b", last):
-                print(f"  {log.stem}: {last}; more in {shown(log)}")
+                print(f"  {log.stem}: {last}; more in {log.relative_to(root)}")
         return 1
     folders = [paths.output_dir(kind, build.profile, build.dataset) for kind in ENDS]
     files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
     print(f"\nDone in {minutes(time.time() - started)}. {len(files)} files:")
     for path in files:
-        print(f"  {shown(path)}")
+        print(f"  {path.relative_to(root)}")
     return 0
 
 

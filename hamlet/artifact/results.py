@@ -65,6 +65,13 @@ def read_verified(path: Path) -> dict:
     return content
 
 
+def stored_digest(run: Run) -> str | None:
+    """The digest that the stored result of a run bears, unverified; None where there is none to be read."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return json.loads((run.folder / "result.json").read_text(encoding="utf-8")).get("digest")
+    return None
+
+
 def check_result(
     run: Run, data_hash: str | None = None, settings: dict | None = None, folder: Path | None = None
 ) -> tuple[str, str]:
@@ -216,11 +223,10 @@ def load_inside(profile: str, dataset: str) -> pd.DataFrame:
         known = {row["run"] for row in rows}
         if not path.is_file():
             continue
-        record, now = read_verified(path), {str(run): run.folder / "result.json" for run in stored_runs(name, dataset)}
+        record, now = read_verified(path), {str(run): stored_digest(run) for run in stored_runs(name, dataset)}
         for row in record["rows"]:
             key = f"{row['run']} seed{row['seed']}"
-            present = key in now and json.loads(now[key].read_text(encoding="utf-8")).get("digest")
-            if row["run"] not in known and present == record["parameters"]["runs"][key]:
+            if row["run"] not in known and now.get(key) == record["parameters"]["runs"][key]:
                 parts = row["parts"].items()
                 rows += [{**row, "label": label(row["run"]), "part": part, **change} for part, change in parts]
     sizes = ["kept", "level_cosine", "update", "gate_entropy", "gate_spread"]
