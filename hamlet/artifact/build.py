@@ -43,11 +43,6 @@ def minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def shown(path: Path) -> str:
-    """The path as the user would type it from the project's folder."""
-    return str(path.relative_to(paths.output_root()) if path.is_relative_to(paths.output_root()) else path)
-
-
 def report_list() -> dict[str, dict]:
     """workflow/reports.yaml: reporting notebook -> what it waits for, and the "files" that it writes, from the
     output's root, {profile} and {dataset} left open."""
@@ -64,7 +59,7 @@ def report_list() -> dict[str, dict]:
 def reports(profile: str = "", dataset: str = "") -> dict[str, list[Path]]:
     """Reporting notebook -> its files for a profile and data set; without a name those of all data sets together."""
     return {
-        str(name): [paths.output_root() / path.format(profile=profile, dataset=dataset) for path in entry["files"]]
+        str(name): [paths.output_dir() / path.format(profile=profile, dataset=dataset) for path in entry["files"]]
         for name, entry in report_list().items()
         if ("once" in entry) != bool(profile) and profile in entry.get("profiles", [profile])
     }
@@ -88,8 +83,7 @@ def efficiency_fault(profile: str, dataset: str, names: set[str]) -> str | None:
     absent = sorted(names - set(record["models"]))
     if absent and not any(name.startswith("hamlet") for name in gone & set(record["models"])):
         return f"it lacks {', '.join(absent)}"
-    now = {n: json.loads((run.folder / "result.json").read_text())["digest"] for n, run in first.items()}
-    changed = [name for name in now if given["runs"].get(name) != now[name]]
+    changed = [name for name, run in first.items() if given["runs"].get(name) != results.stored_digest(run)]
     return f"trained again since: {', '.join(changed)}" if changed and not gone else None
 
 
@@ -100,7 +94,7 @@ class Build:
         self.profile, self.dataset, self.keep = options.profile, options.dataset, options.keep
         self.loaded = profiles.load_profile(self.profile)
         self.runs = profiles.expand(self.profile, self.dataset, options.models, options.seeds)
-        self.base = paths.results_dir(self.profile, self.dataset)
+        self.base = paths.output_dir("results", self.profile, self.dataset)
         own = {run.run_name for run in self.runs if run.profile == self.profile}
         self.over = own if options.fresh else set()  # configurations that --fresh makes again, all their seeds
         self.images = self.loaded["estimate"]["images"]  # to be trained on, as far as is known
@@ -182,9 +176,10 @@ class Build:
 def set_aside(path: Path, why: str) -> None:
     """Move a stored run, configuration or measurement to aside/, if it is there."""
     if path.is_dir() and any(path.iterdir()):
-        base = paths.results_dir(*path.relative_to(paths.output_root() / "results").parts[:2])
-        moved = aside(path, why, base / "aside" / path.relative_to(base))
-        print(f"set aside: {shown(path)} -> {shown(moved)}")
+        root = paths.output_dir()
+        parts = path.relative_to(root).parts
+        moved = aside(path, why, root.joinpath(*parts[:3], "aside", *parts[3:]))
+        print(f"set aside: {path.relative_to(root)} -> {moved.relative_to(root)}")
 
 
 @contextmanager
@@ -192,7 +187,7 @@ def only_one(slots: list[str]) -> Iterator[None]:
     """Hold the locks of these slots, which the system frees however this process ends."""
     with ExitStack() as held:
         for slot in slots:
-            path = paths.output_root() / "results" / slot / ".lock"
+            path = paths.output_dir("results", slot) / ".lock"
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 held.enter_context(FileLock(path, timeout=0))
@@ -212,7 +207,7 @@ def snakemake(slots: list[str], jobs: int, *again: str, **config: object) -> int
     flags = "--rerun-triggers mtime --ignore-incomplete --keep-going --nolock --drop-metadata"
     given = {"slots": ",".join(slots)} | {key: value for key, value in config.items() if value}
     command = [sys.executable, "-c", ENGINE.format(os.getpid()), "--snakefile", str(paths.WORKFLOW / "Snakefile")]
-    command += ["--directory", str(paths.output_root()), "--cores", str(jobs), *flags.split()]
+    command += ["--directory", str(paths.output_dir()), "--cores", str(jobs), *flags.split()]
     command += ["--forcerun", *(f"report_{name}" for name in again)]
     command += ["--quiet", "rules", "host", "reason", "--config", *(f"{k}={v}" for k, v in given.items())]
     on_python_path()
@@ -244,12 +239,12 @@ def everything(jobs: int, dry_run: bool) -> int:
         f"{profile}/{dataset}"
         for profile in profiles.profile_names()
         for dataset in results.stored_datasets(profile)
-        if (paths.results_dir(profile, dataset) / "efficiency" / "result.json").is_file()
+        if (paths.output_dir("results", profile, dataset) / "efficiency" / "result.json").is_file()
     ]
     print(f"all: {', '.join(slots)}; audit, search and benchmarks from what is stored", flush=True)
     if dry_run:
         return 0
-    root = paths.output_root()
+    root = paths.output_dir()
     for name in ("ranking", "library_differences", "search"):
         runpy.run_path(str(paths.ROOT / "benchmarks" / f"{name}.py"))["remake"](root)
     with only_one(slots):
@@ -258,7 +253,7 @@ def everything(jobs: int, dry_run: bool) -> int:
 
 def carry_out(build: Build, jobs: int, options: argparse.Namespace) -> int:
     """Set aside, load the data, run the engine, and name what was written."""
-    started = time.time()
+    started, root = time.time(), paths.output_dir()
     for name in sorted(build.over):
         set_aside(build.base / name, "previous")
     build.verify(build.data_hash())  # only now is the data set's content known
@@ -273,16 +268,16 @@ def carry_out(build: Build, jobs: int, options: argparse.Namespace) -> int:
     if snakemake([f"{build.profile}/{build.dataset}"], jobs, *again, **config):
         print("\nNot everything could be made; what was finished is kept. The same command goes on from here.")
         # --quiet rules hides them in Snakemake
-        for log in sorted((paths.output_root() / "logs").rglob("*.log")):
+        for log in sorted((root / "logs").rglob("*.log")):
             last = (log.read_text(errors="replace").strip() or " ").splitlines()[-1]
             if log.stat().st_mtime > started and re.match(r"error: |[\w.]*(Error|Exception)\b", last):
-                print(f"  {log.stem}: {last}; more in {shown(log)}")
+                print(f"  {log.stem}: {last}; more in {log.relative_to(root)}")
         return 1
-    folders = [place(build.profile, build.dataset) for place in (paths.tables_dir, paths.figures_dir)]
+    folders = [paths.output_dir(kind, build.profile, build.dataset) for kind in ENDS]
     files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
     print(f"\nDone in {minutes(time.time() - started)}. {len(files)} files:")
     for path in files:
-        print(f"  {shown(path)}")
+        print(f"  {path.relative_to(root)}")
     return 0
 
 

@@ -181,7 +181,7 @@ def side_by_side(profile: str, datasets: list[str]) -> pd.DataFrame:
     columns, stated = {}, pd.DataFrame(columns=["Claim", "Statement", "Reported"]).set_index("Claim")
     for dataset in datasets:
         columns[dataset] = "not there yet: run 06_claims"
-        if (path := paths.tables_dir(profile, dataset) / "claims.csv").is_file():
+        if (path := paths.output_dir("tables", profile, dataset) / "claims.csv").is_file():
             table = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("Claim")
             unit = table["Reported"].where(table["Reported"] == "", table["Reported"].str.extract(r"(%?)$")[0])
             figure = table["Measured"] + unit.replace("", "%")

@@ -62,7 +62,7 @@ def measure(profile: str, dataset: str) -> Path:
         if not weights:
             raise HamletError(
                 f"none of {', '.join(runs)} has weights (git keeps none), and HAMLET's cost depends on them: set "
-                f"{paths.results_dir(profile, dataset)} aside and build again"
+                f"{paths.output_dir('results', profile, dataset)} aside and build again"
             )
         data = load_data(dataset, next(iter(settings.values())))
         images = query_images(data, repeats, size, load_model(next(iter(weights.values()))))
@@ -72,7 +72,7 @@ def measure(profile: str, dataset: str) -> Path:
     given["new_weights"] = [name for name, path in weights.items() if path.parent != runs[name].folder]
     given["runs"] = {name: stored[name]["digest"] for name in weights}
     content = {"schema": 1, "parameters": given, "models": rows, "provenance": provenance(device)}
-    path = paths.results_dir(profile, dataset) / "efficiency" / "result.json"
+    path = paths.output_dir("results", profile, dataset) / "efficiency" / "result.json"
     paths.write_json(path, content | {"digest": digest(content)})
     return path
 

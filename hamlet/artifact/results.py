@@ -65,6 +65,13 @@ def read_verified(path: Path) -> dict:
     return content
 
 
+def stored_digest(run: Run) -> str | None:
+    """The digest that the stored result of a run bears, unverified; None where there is none to be read."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return json.loads((run.folder / "result.json").read_text(encoding="utf-8")).get("digest")
+    return None
+
+
 def check_result(
     run: Run, data_hash: str | None = None, settings: dict | None = None, folder: Path | None = None
 ) -> tuple[str, str]:
@@ -123,7 +130,7 @@ def locked_versions() -> dict[str, set[str]]:
 def stored_runs(profile: str, dataset: str) -> list[Run]:
     """Every run with a result on disk, asked for now or not, the shared ones of an extended profile included."""
     found = set()
-    for path in paths.results_dir(profile, dataset).glob("*/seed*/result.json"):
+    for path in paths.output_dir("results", profile, dataset).glob("*/seed*/result.json"):
         model, _, variant = path.parts[-3].partition("-")
         if seed := re.fullmatch(r"seed(\d+)", path.parts[-2]):
             found.add(Run(profile, dataset, model, variant or "default", int(seed[1])))
@@ -142,7 +149,7 @@ def first_runs(profile: str, dataset: str) -> dict[str, Run]:
 
 def stored_datasets(profile: str) -> list[str]:
     """The data sets with results on disk, by name."""
-    folders = paths.results_dir(profile, "any").parent.glob("[!.]*")
+    folders = paths.output_dir("results", profile).glob("[!.]*")
     return sorted(folder.name for folder in folders if any(folder.glob("*/seed*/result.json")))
 
 
@@ -156,7 +163,7 @@ def load_results(profile: str, dataset: str) -> pd.DataFrame:
     """
     runs = stored_runs(profile, dataset)
     if not runs:
-        place = paths.results_dir(profile, dataset)
+        place = paths.output_dir("results", profile, dataset)
         raise NoResult(f"no finished run under {place}: ./run_all.sh {profile} --dataset {dataset}")
     rows = [_row(run, read_verified(run.folder / "result.json")) for run in runs]
     hashes = {row["result"]["provenance"]["dataset_hash"]: row["folder"] for row in rows}
@@ -200,7 +207,7 @@ def trained_twice(profile: str, dataset: str) -> pd.DataFrame:
 
 def load_efficiency(profile: str, dataset: str) -> dict:
     """The verified efficiency result of a profile and data set (see hamlet.artifact.cost)."""
-    path = paths.results_dir(profile, dataset) / "efficiency" / "result.json"
+    path = paths.output_dir("results", profile, dataset) / "efficiency" / "result.json"
     if not path.is_file():
         raise NoResult(f"{path} is not there: ./run_all.sh {profile} --dataset {dataset}")
     return read_verified(path)
@@ -212,14 +219,14 @@ def load_inside(profile: str, dataset: str) -> pd.DataFrame:
     comes from the one it extends; a run that was trained again since is left out; no rows where none was measured."""
     rows: list[dict] = []
     for name in filter(None, (profile, profiles.load_profile(profile).get("extends"))):
-        path, known = paths.results_dir(name, dataset) / "inside" / "result.json", {row["run"] for row in rows}
+        path = paths.output_dir("results", name, dataset) / "inside" / "result.json"
+        known = {row["run"] for row in rows}
         if not path.is_file():
             continue
-        record, now = read_verified(path), {str(run): run.folder / "result.json" for run in stored_runs(name, dataset)}
+        record, now = read_verified(path), {str(run): stored_digest(run) for run in stored_runs(name, dataset)}
         for row in record["rows"]:
             key = f"{row['run']} seed{row['seed']}"
-            present = key in now and json.loads(now[key].read_text(encoding="utf-8")).get("digest")
-            if row["run"] not in known and present == record["parameters"]["runs"][key]:
+            if row["run"] not in known and now.get(key) == record["parameters"]["runs"][key]:
                 parts = row["parts"].items()
                 rows += [{**row, "label": label(row["run"]), "part": part, **change} for part, change in parts]
     sizes = ["kept", "level_cosine", "update", "gate_entropy", "gate_spread"]

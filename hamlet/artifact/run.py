@@ -391,11 +391,10 @@ def override(text: str) -> tuple[str, object]:
     if not equals:
         raise HamletError(f"--set {text!r}: expected name=value; names: {', '.join(FIELDS)}")
     profiles.one_of(name, FIELDS, "parameter", f"--set {text!r}")
-    try:
-        typed = json.loads(value.lower())
-    except ValueError:
-        typed = value
-    typed = value if str in FIELDS[name].kinds and type(typed) not in FIELDS[name].kinds else typed
+    typed: object = value
+    if FIELDS[name].kind is not str:
+        with suppress(ValueError):
+            typed = json.loads(value.lower())
     return name, FIELDS[name].check(name, typed, f"--set {text!r}")
 
 
@@ -423,7 +422,7 @@ def main(arguments: list[str] | None = None) -> None:
     with one_line(arguments):
         if given.action == "notebook":
             profiles.load_profile(given.profile)
-            folder = paths.output_root() / "logs" / given.profile / given.dataset
+            folder = paths.output_dir("logs", given.profile, given.dataset)
             asked = {"profile": given.profile, "dataset": given.dataset}
             execute(given.name, folder / f"{given.name}.ipynb", asked)
         else:

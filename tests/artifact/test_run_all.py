@@ -69,7 +69,7 @@ def measure(profile, dataset):
     digests = {n: json.loads((run.folder / "result.json").read_text())["digest"] for n, run in first.items()}
     record = {"models": dict.fromkeys(digests, {}), "provenance": {},
               "parameters": {"image_size": wanted["image_size"], "images": wanted["repeats"], "runs": digests}}
-    path = paths.results_dir(profile, dataset) / "efficiency" / "result.json"
+    path = paths.output_dir("results", profile, dataset) / "efficiency" / "result.json"
     paths.write_json(path, record | {"digest": results.digest(record)})
 
 
