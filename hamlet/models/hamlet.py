@@ -144,8 +144,8 @@ class HAMLET(RetrievalModel):
         levels, (rows, columns) = len(self.laterals), grid
         tokens = []
         for lateral, x, s in zip(self.laterals, maps[-levels:], SUBCELLS[-levels:], strict=True):
-            x = F.pixel_unshuffle(F.adaptive_avg_pool2d(x, (rows * s, columns * s)), s)
-            tokens.append(lateral(x.flatten(2).transpose(1, 2).contiguous()))
+            x = F.adaptive_avg_pool2d(x, (rows * s, columns * s)).unflatten(3, (columns, s)).unflatten(2, (rows, s))
+            tokens.append(lateral(x.permute(0, 2, 4, 1, 3, 5).flatten(3)).flatten(1, 2))
         tokens = torch.stack(tokens)
         return F.layer_norm(tokens, tokens.shape[-1:])
 

@@ -21,7 +21,7 @@ def spatial_affinity(height: int, width: int, device: torch.device | str = "cpu"
     float32 (N, N), N = height * width, cells in row-major order: ``values @ affinity`` averages over surroundings.
     """
     cells = torch.cartesian_prod(torch.arange(height, device=device), torch.arange(width, device=device)).float()
-    affinity = torch.exp(-torch.cdist(cells, cells, compute_mode="donot_use_mm_for_euclid_dist"))
+    affinity = torch.exp(-(cells[:, None] - cells).square().sum(-1).sqrt())
     return affinity / affinity.sum(dim=0, keepdim=True)
 
 
