@@ -118,9 +118,7 @@ def encode_text(sentences: Sequence[str], teacher: str = "sentence") -> np.ndarr
             raise HamletError(f"caption {i} is {sentence!r}; expected a sentence: give every image one")
     if not len(sentences):
         raise HamletError("no sentence to encode; expected at least one")
-    unique = sorted(set(sentences))
-    row = {s: i for i, s in enumerate(unique)}
-    chosen = [row[s] for s in sentences]
+    unique, chosen = np.unique(np.array(sentences, dtype=object), return_inverse=True)
     # only the packaged teacher is known by a hash, so only its vectors are kept
     if teacher != "sentence":
         return load_teacher(teacher).encode(unique)[chosen]
@@ -212,8 +210,6 @@ def language_guidance(embeddings: Tensor, text: Tensor, labels: Tensor, temperat
     divides both matrices. Mean over rows, in nats.
     """
     same = labels[:, None] == labels[None, :]
-    image_similarity = (embeddings.float() @ embeddings.float().T).masked_fill(same, 1.0)
-    text_similarity = (text.float() @ text.float().T).masked_fill(same, 1.0)
-    log_image = F.log_softmax(image_similarity / temperature, dim=1)
-    log_text = F.log_softmax(text_similarity / temperature, dim=1)
+    similarities = ((rows.float() @ rows.float().T).masked_fill(same, 1.0) for rows in (embeddings, text))
+    log_image, log_text = (F.log_softmax(similarity / temperature, dim=1) for similarity in similarities)
     return F.kl_div(log_image, log_text, reduction="batchmean", log_target=True)

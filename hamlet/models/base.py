@@ -46,8 +46,7 @@ def register(**forms: dict) -> Callable[[type], type]:
             raise HamletError(f"method {cls.method!r} of {cls.__module__} is taken by {known.__module__}")
         METHODS[cls.method] = cls
         for backbone, options in forms.items():
-            name = BACKBONES.get(backbone, backbone)
-            REGISTRY[f"{cls.method}_{backbone}"] = (cls.method, name, options)
+            REGISTRY[f"{cls.method}_{backbone}"] = (cls.method, BACKBONES.get(backbone, backbone), options)
         return cls
 
     return announce

@@ -51,7 +51,6 @@ class Convolution(nn.Conv2d):
         return F.linear(cells, self.weight.permute(0, 2, 3, 1).flatten(1)).permute(0, 3, 1, 2)
 
 
-def conv_bn(inputs: int, outputs: int, kernel: int = 1, relu: bool = True) -> nn.Sequential:
-    """Convolution at the same size, batch normalisation and, unless told otherwise, ReLU."""
-    layers = [Convolution(inputs, outputs, kernel), nn.BatchNorm2d(outputs)]
-    return nn.Sequential(*layers, nn.ReLU()) if relu else nn.Sequential(*layers)
+def conv_bn(inputs: int, outputs: int, kernel: int = 1) -> nn.Sequential:
+    """Convolution at the same size, batch normalisation and ReLU."""
+    return nn.Sequential(Convolution(inputs, outputs, kernel), nn.BatchNorm2d(outputs), nn.ReLU())

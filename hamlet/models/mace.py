@@ -25,7 +25,7 @@ class AdaptiveContext(nn.Module):
         self.phi = nn.Sequential(nn.Conv2d(channels, width, 1), nn.ReLU())
         self.summary = nn.Conv2d(width, width, 1)
         self.affinity = nn.Conv2d(width, scale * scale, 1)
-        self.rho = conv_bn(width, width, relu=False)
+        self.rho = conv_bn(width, width)[:2]  # its ReLU follows the sum with psi
         self.fuse = conv_bn(width, width)
 
     def attention(self, psi: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
 
 from hamlet.errors import HamletError
 from hamlet.models.base import Range, RetrievalModel, register
@@ -24,11 +25,9 @@ class SparseAutoencoder(nn.Module):
     code silent for more than ``dead_after`` images is dead.
     """
 
-    def __init__(
-        self, width: int, codes: int, k: int, dead_after: int, start_k: int | None = None, anneal_images: int = 0
-    ):
+    def __init__(self, width: int, codes: int, k: int, dead_after: int, start_k: int = 0, anneal_images: int = 0):
         super().__init__()
-        self.k, self.start_k, self.anneal_images = k, min(max(start_k or k, k), codes), anneal_images
+        self.k, self.start_k, self.anneal_images = k, min(max(start_k, k), codes), anneal_images
         self.dead_after = dead_after
         self.encoder = nn.Linear(width, codes)
         self.decoder = nn.Linear(codes, width, bias=False)
@@ -131,11 +130,7 @@ class SPARSE(RetrievalModel):
         self.weights = {"reconstruction": reconstruction_weight, "dead_codes": dead_weight, "flops": flops_weight}
         channels = self.backbone.channels[-1]
         if separable:
-            depthwise = (
-                nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False),
-                nn.BatchNorm2d(width),
-                nn.ReLU(),
-            )
+            depthwise = Conv2dNormActivation(width, width, 3, groups=width)
             self.context = nn.Sequential(conv_bn(channels, width), *depthwise, conv_bn(width, width))
         else:
             self.context = conv_bn(channels, width, kernel=3)

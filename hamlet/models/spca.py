@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hamlet.errors import HamletError
 from hamlet.models.base import RetrievalModel, register
-from hamlet.models.layers import GeM, descriptor_head
+from hamlet.models.layers import GeM, conv_bn, descriptor_head
 
 
 def spatial_affinity(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
@@ -20,10 +20,8 @@ def spatial_affinity(height: int, width: int, device: torch.device | str = "cpu"
 
     float32 (N, N), N = height * width, cells in row-major order: ``values @ affinity`` averages over surroundings.
     """
-    rows = torch.arange(height, device=device, dtype=torch.float32).repeat_interleave(width)
-    columns = torch.arange(width, device=device, dtype=torch.float32).repeat(height)
-    squared = (rows[:, None] - rows) ** 2 + (columns[:, None] - columns) ** 2
-    affinity = torch.exp(-squared.sqrt())
+    cells = torch.cartesian_prod(torch.arange(height, device=device), torch.arange(width, device=device)).float()
+    affinity = torch.exp(-(cells[:, None] - cells).square().sum(-1).sqrt())
     return affinity / affinity.sum(dim=0, keepdim=True)
 
 
@@ -60,12 +58,10 @@ class TokenContext(nn.Module):
             # mean 1 over positions rather than sum 1, so that LayerNorm's epsilon is as small against 256 cells as 4
             share = assignment / assignment.mean(dim=1, keepdim=True).clamp(min=1e-6)
             affinity = spatial_affinity(height, width, maps.device)
-            spread = share.transpose(1, 2) @ affinity
-            contexts = []
+            contexts = [share.transpose(1, 2) @ affinity]
             for _ in range(self.ranges):  # A^(b+1), b = 1, 2, 3
-                spread = spread @ affinity
-                contexts.append(spread)
-            return self.norm(torch.cat(contexts, dim=1).transpose(1, 2))
+                contexts.append(contexts[-1] @ affinity)
+            return self.norm(torch.cat(contexts[1:], dim=1).transpose(1, 2))
 
 
 class ContextAttention(nn.Module):
@@ -103,9 +99,7 @@ class SpCa(RetrievalModel):
     def build(self, embedding_dim: int = 512, width: int = 1184, hidden: int = 2216, tokens: int = 16) -> None:
         if width % 8:
             raise HamletError(f"spca: width={width}, expected a multiple of 8, the number of attention heads")
-        self.widen = nn.Sequential(
-            nn.Conv2d(self.backbone.channels[-1], width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-        )
+        self.widen = conv_bn(self.backbone.channels[-1], width)
         self.context = TokenContext(width, tokens)
         self.project = nn.Linear(self.context.ranges * tokens, width)
         self.norm = nn.LayerNorm(width)
