@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hamlet.errors import HamletError
 from hamlet.models.base import RetrievalModel, register
-from hamlet.models.layers import GeM, conv_bn, descriptor_head
+from hamlet.models.layers import GeM, descriptor_head
 
 
 def spatial_affinity(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
@@ -99,7 +99,9 @@ class SpCa(RetrievalModel):
     def build(self, embedding_dim: int = 512, width: int = 1184, hidden: int = 2216, tokens: int = 16) -> None:
         if width % 8:
             raise HamletError(f"spca: width={width}, expected a multiple of 8, the number of attention heads")
-        self.widen = conv_bn(self.backbone.channels[-1], width)
+        self.widen = nn.Sequential(
+            nn.Conv2d(self.backbone.channels[-1], width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
         self.context = TokenContext(width, tokens)
         self.project = nn.Linear(self.context.ranges * tokens, width)
         self.norm = nn.LayerNorm(width)
