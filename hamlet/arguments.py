@@ -72,6 +72,17 @@ def rows(values, name: str) -> tuple[np.ndarray | Csr | torch.Tensor, np.ndarray
     return values, norms
 
 
+def embeddings(query, gallery) -> tuple:
+    """Rows of both sides (leave-one-out: of the one), and per query its norm times the largest of the gallery."""
+    q, norms = rows(query, "query")
+    g, others = (q, norms) if gallery is None else rows(gallery, "gallery")
+    if q.shape[1] != g.shape[1]:
+        raise HamletError(f"query has {q.shape[1]} dimensions, gallery {g.shape[1]}; expected the same")
+    if torch.is_tensor(q) != torch.is_tensor(g):
+        raise HamletError("query and gallery: one is on a CUDA device, the other is not; move both there")
+    return q, g, norms * others.max(initial=0)
+
+
 def one_hot(query, gallery, names: tuple[str, str], of, several: bool = True) -> list[Csr]:
     """Labels of both sides as boolean matrices (rows, labels) with common columns; of: their scores."""
     if of.alone != (gallery is None):
@@ -86,6 +97,16 @@ def one_hot(query, gallery, names: tuple[str, str], of, several: bool = True) ->
         columns, size = np.array([known[label] for label in flat], np.int64), (len(ends) - 1, max(1, len(known)))
         hot.append(Csr((np.ones(len(flat), bool), columns, ends), size))
     return hot if len(hot) == 2 else hot * 2
+
+
+def tree(fine: tuple, coarse: tuple, of) -> list[list[Csr]]:
+    """``one_hot`` of (queries', gallery's) fine classes and of coarse ones, one a row."""
+    both = zip((fine, coarse), (("fine", "gallery_fine"), ("coarse", "gallery_coarse")), strict=True)
+    levels = [one_hot(*labels, names, of, several=False) for labels, names in both]
+    pairs = [np.concatenate([side.indices for side in hot]) for hot in levels]
+    if len(np.unique(pairs[0])) != np.unique(pairs, axis=1).shape[1]:
+        raise HamletError("coarse: one fine class lies in two coarse classes; expected a tree")
+    return levels
 
 
 def cameras(values, of) -> list[np.ndarray] | None:
@@ -126,11 +147,6 @@ def listed(values, shape: tuple[int, int], name: str) -> Csr:
             raise HamletError(f"{name}: query {i} repeats indices; pass a 0/1 mask as an array")
     flat, ends = [j for x in lists for j in sorted({*x})], np.cumsum([0, *(len({*x}) for x in lists)])
     return Csr((np.ones(len(flat), bool), np.array(flat, np.int64), ends), shape)
-
-
-def pairs(matrix: Csr) -> tuple[np.ndarray, np.ndarray]:
-    """Rows, in order, and columns of the entries, int64 (n,) each."""
-    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices.astype(np.int64)
 
 
 def _labels(values, name: str, count: int, several: bool) -> tuple[str, list, np.ndarray]:
