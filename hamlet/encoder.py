@@ -27,11 +27,6 @@ from hamlet.paths import models_dir
 Picture = str | Path | bytes | PIL.Image.Image | np.ndarray
 
 
-def _is_sentence(query: object) -> bool:
-    named = isinstance(query, str) and (os.path.exists(query) or Path(query).suffix.lower() in EXTENSIONS)
-    return isinstance(query, str) and not named
-
-
 class Encoder:
     """A model in evaluation mode and the size its images are decoded to.
 
@@ -44,23 +39,16 @@ class Encoder:
         self.image_size = size = model.card.get("image_size", 224)
         if type(size) is not int or not 32 <= size <= 4096:
             raise HamletError(f"{name}: its card says image_size {size!r}, expected 32 to 4096 px; save it again")
-        self.transform = evaluation_transform(self.image_size, model.mean, model.std)
+        self.transform = evaluation_transform(size, model.mean, model.std)
 
     @torch.inference_mode()
     def encode(self, images: Picture | Sequence[Picture], batch_size: int = 32, progress: bool = True) -> np.ndarray:
-        """Descriptors of pictures, in order, and of sentences where the model knows words.
+        """Descriptors of pictures and, where the model knows words, sentences: float32 (N, D), L2-normalised, in order.
 
-        Args:
-            images: one picture or several: paths, encoded bytes, PIL images, or uint8 arrays (H, W), (H, W, 3) or
-                (H, W, 4); an array (N, H, W, 3) is N pictures. A str that names no file, nor ends as a photo's name
-                does, is a sentence (see ``encode_text``).
-
-        Returns:
-            float32 (N, D), L2-normalised; one picture gives (1, D).
-
-        Raises:
-            HamletError: a picture that cannot be decoded (it is named), a batch size below 1, or a sentence for a model
-                that was trained without text.
+        images: one picture or several: paths, encoded bytes, PIL images, or uint8 arrays (H, W), (H, W, 3) or
+        (H, W, 4); an array (N, H, W, 3) is N pictures. A str that names no file, nor ends as a photo's name does, is a
+        sentence (see ``encode_text``). HamletError: a picture that cannot be decoded (it is named), a batch size below
+        1, or a sentence for a model that was trained without text.
         """
         batch_size = whole_number("batch_size", batch_size)
         single = isinstance(images, str | Path | bytes | PIL.Image.Image)
@@ -69,12 +57,12 @@ class Encoder:
         if not isinstance(images, Iterable):
             raise HamletError(f"cannot encode a {type(images).__name__}; expected paths, PIL images or arrays")
         images = list(images)
-        said = np.array([_is_sentence(image) for image in images], bool)
-        if said.any():
+        shown = [not isinstance(x, str) or os.path.exists(x) or Path(x).suffix.lower() in EXTENSIONS for x in images]
+        if not all(shown):
+            said, seen = np.flatnonzero(~np.array(shown)), np.flatnonzero(shown)
             rows = np.empty((len(images), self.dim), np.float32)
-            rows[said] = self.encode_text([image for image, words in zip(images, said, strict=True) if words])
-            seen = [image for image, words in zip(images, said, strict=True) if not words]
-            rows[~said] = self.encode(seen, batch_size, progress)
+            rows[said] = self.encode_text([images[i] for i in said])
+            rows[seen] = self.encode([images[i] for i in seen], batch_size, progress)
             return rows
         decoded, rows = decode_many(images, self.image_size), []
         with tqdm(total=len(images), desc="encode", unit="image", disable=None if progress else True) as bar:
@@ -97,9 +85,7 @@ class Encoder:
     def encode_text(self, sentences: str | Sequence[str]) -> np.ndarray:
         """Sentences in the descriptor's space, float32 (N, D), L2-normalised: through the text tower of a model trained
         with text proxies; the default model knows the things that ImageNet has classes of (see ``reading``).
-
-        Raises:
-            HamletError: the model was trained without text, so it knows no words.
+        HamletError: the model was trained without text, so it knows no words.
         """
         sentences = [sentences] if isinstance(sentences, str) else list(sentences)
         if isinstance(self.model, PooledFeatures):
@@ -110,12 +96,9 @@ class Encoder:
 def load(name: str | Path = "default", device: str | torch.device | None = None) -> Encoder:
     """A model ready to use, by default on a card where there is one.
 
-    Args:
-        name: "default", the packaged ImageNet network, untrained and without a download; a name that ``hamlet train``
-            gave; a file of ``save_model``; a folder of ``save_pretrained``; or a hub repository "owner/name".
-
-    Raises:
-        HamletError: nothing of that name, or a file that cannot be used.
+    name: "default", the packaged ImageNet network, untrained and without a download; a name that ``hamlet train`` gave;
+    a file of ``save_model``; a folder of ``save_pretrained``; or a hub repository "owner/name". HamletError: nothing of
+    that name, or a file that cannot be used.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if str(name) == "default":

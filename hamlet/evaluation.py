@@ -8,10 +8,10 @@ import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 from torchvision.transforms import v2
-from tqdm import tqdm
 
+from hamlet.arguments import whole_number
 from hamlet.data import RetrievalDataset
-from hamlet.distillation import encode_text
+from hamlet.distillation import encode_text, unit
 from hamlet.errors import HamletError
 from hamlet.metrics import hierarchical_metrics, retrieval_metrics
 from hamlet.models import RetrievalModel
@@ -37,7 +37,6 @@ def embed(
     batch_size: int = 64,
     device: str | torch.device = "cpu",
     bf16: bool = False,
-    progress: bool = False,
 ) -> Rows:
     """Descriptors of uint8 images (N, H, W, 3) -> float32 (N, D), L2-normalised, the model in evaluation mode.
 
@@ -45,24 +44,21 @@ def embed(
     """
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
         raise HamletError(f"expected uint8 images (N, H, W, 3), got {images.dtype} {images.shape}")
-    for name, value, least in (("image_size", image_size, 8), ("batch_size", batch_size, 1)):
-        if type(value) is not int or value < least:
-            raise HamletError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    image_size, batch_size = whole_number("image_size", image_size, 8), whole_number("batch_size", batch_size)
     training, device = model.training, torch.device(device)
     transform = evaluation_transform(image_size, model.mean, model.std)
     model.eval()
-    out = []
-    for start in tqdm(range(0, len(images), batch_size), desc="embed", disable=None if progress else True):
+    sparse, none = model.method == "sparse", np.empty((0, model.embedding_dim), np.float32)
+    out = [sp.csr_array(none) if sparse else none]
+    for start in range(0, len(images), batch_size):
         # a copy: the array may be a read-only memory map
         batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device).permute(0, 3, 1, 2)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             features = model(transform(batch).contiguous(memory_format=torch.channels_last))
         rows = features.float().cpu().numpy()
-        out.append(sp.csr_array(rows) if model.method == "sparse" else rows)
+        out.append(sp.csr_array(rows) if sparse else rows)
     model.train(training)
-    if model.method == "sparse":
-        return sp.vstack(out, format="csr") if out else sp.csr_array((0, model.embedding_dim), dtype=np.float32)
-    return np.concatenate(out) if out else np.empty((0, model.embedding_dim), np.float32)
+    return sp.vstack(out, format="csr") if sparse else np.concatenate(out)
 
 
 @dataclass
@@ -81,12 +77,7 @@ def evaluate(
     protocols: tuple[str, ...] | None = None,
     **options,
 ) -> Evaluation:
-    """Embed what the protocols need and rank it.
-
-    Args:
-        protocols: names from ``dataset.protocols``; all of them by default.
-        options: passed to ``embed`` (batch_size, device, bf16, progress).
-    """
+    """Embed what the protocols need and rank it; all protocols by default. options: those of ``embed``."""
     wanted = tuple(dataset.protocols) if protocols is None else protocols
     if unknown := [p for p in wanted if p not in dataset.protocols]:
         raise HamletError(f"{dataset.name} has no protocol {unknown[0]!r}; it has {', '.join(dataset.protocols)}")
@@ -95,13 +86,12 @@ def evaluate(
     frames = []
     for name in wanted:
         protocol = dataset.protocols[name]
-        for split in filter(None, (protocol.query, protocol.gallery)):
-            if split not in embeddings:
-                embeddings[split] = embed(model, dataset.splits[split].images, image_size, **options)
-        query, gallery = dataset.splits[protocol.query], protocol.gallery
-        sides = (embeddings[gallery], dataset.splits[gallery].labels) if gallery else ()
-        result = retrieval_metrics(embeddings[protocol.query], query.labels, *sides, ks=KS)
-        metrics[name] = _plain(result.mean)
+        sides = [dataset.splits[split] for split in (protocol.query, protocol.gallery) if split]
+        for split in sides:
+            if split.name not in embeddings:
+                embeddings[split.name] = embed(model, split.images, image_size, **options)
+        result = retrieval_metrics(*(x for split in sides for x in (embeddings[split.name], split.labels)), ks=KS)
+        metrics[name], query = result.mean, sides[0]
         facts = {"protocol": name, "query": np.arange(len(query)), "path": query.paths, "label": query.labels}
         frames.append(pd.DataFrame(facts | {k: result.per_query[k] for k in PER_QUERY}))
     return Evaluation(metrics, pd.concat(frames, ignore_index=True), embeddings)
@@ -114,78 +104,64 @@ def example_neighbours(
 
     The queries are the first of each chosen class, not picked by how well they do.
     """
-    protocol = dataset.protocols["default"]
-    query = dataset.splits[protocol.query]
-    gallery_name = protocol.gallery or protocol.query
-    gallery = dataset.splits[gallery_name]
+    query, gallery = dataset.query, dataset.gallery or dataset.query
     classes, first = np.unique(query.labels, return_index=True)
     chosen = first[np.linspace(0, len(classes) - 1, min(examples, len(classes))).round().astype(int)]
-    scores = embeddings[protocol.query][chosen] @ embeddings[gallery_name].T
+    scores = embeddings[query.name][chosen] @ embeddings[gallery.name].T
     scores = scores.toarray() if sp.issparse(scores) else scores
-    if protocol.gallery is None:
+    if dataset.gallery is None:
         scores[np.arange(len(chosen)), chosen] = -np.inf
     nearest = np.argsort(-scores, axis=1, kind="stable")[:, :neighbours]
-    row, column = np.repeat(np.arange(len(chosen)), nearest.shape[1]), nearest.ravel()
-    asked, names = chosen[row], np.array(dataset.class_names)
-    found = pd.DataFrame({"query_path": np.array(query.paths)[asked], "query_label": query.labels[asked]})
-    found["query_class"] = names[found["query_label"]]
-    found["rank"] = np.tile(np.arange(1, nearest.shape[1] + 1), len(chosen))
-    found["path"], found["label"] = np.array(gallery.paths)[column], gallery.labels[column]
-    found["class"] = names[found["label"]]
-    found["correct"] = found["label"] == found["query_label"]
-    return found.assign(score=scores[row, column].astype(float))
+    asked, found = np.repeat(chosen, nearest.shape[1]), nearest.ravel()
+    names, wanted, label = np.array(dataset.class_names), query.labels[asked], gallery.labels[found]
+    return pd.DataFrame(
+        {
+            "query_path": np.array(query.paths)[asked],
+            "query_label": wanted,
+            "query_class": names[wanted],
+            "rank": np.tile(np.arange(1, nearest.shape[1] + 1), len(chosen)),
+            "path": np.array(gallery.paths)[found],
+            "label": label,
+            "class": names[label],
+            "correct": label == wanted,
+            "score": np.take_along_axis(scores, nearest, 1).ravel().astype(float),
+        }
+    )
 
 
 def equal_bytes(embeddings: dict[str, np.ndarray], train: np.ndarray, bytes_per_image: int) -> dict[str, np.ndarray]:
-    """Dense descriptors brought to a byte budget: PCA fitted on training descriptors, stored as float16.
+    """Dense descriptors brought to a byte budget, 2 bytes a dimension: PCA fitted on train (M, D), stored as float16.
 
-    Args:
-        embeddings: split -> float32 (N, D). train: float32 (M, D). bytes_per_image: 2 bytes a dimension.
-
-    Returns:
-        split -> float32 (N, bytes_per_image // 2), rounded through float16 and L2-normalised again.
+    split -> float32 (N, D) becomes split -> float32 (N, bytes_per_image // 2), L2-normalised again.
     """
     mean = train.mean(axis=0)
     _, _, axes = np.linalg.svd(train - mean, full_matrices=False)
     axes = axes[: bytes_per_image // 2]
-    out = {}
-    for split, x in embeddings.items():
-        z = ((x - mean) @ axes.T).astype(np.float16).astype(np.float32)
-        out[split] = z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
-    return out
+    cut = {split: ((x - mean) @ axes.T).astype(np.float16).astype(np.float32) for split, x in embeddings.items()}
+    return {split: unit(x) for split, x in cut.items()}
 
 
 def extra_metrics(
     model: RetrievalModel, dataset: RetrievalDataset, evaluation: Evaluation, image_size: int, **options
 ) -> dict[str, dict[str, float]]:
-    """What stands beside the headline, on the default protocol.
-
-    Returns:
-        "hierarchical": average precision graded by fine and coarse class (``hierarchical_metrics``);
-        "equal_bytes": the metrics with every descriptor stored in SPARSE's bytes (SPARSE: as it is).
-    """
-    protocol = dataset.protocols["default"]
-    query, gallery = dataset.splits[protocol.query], dataset.splits[protocol.gallery or protocol.query]
-    rows = {name: evaluation.embeddings[name] for name in dict.fromkeys((query.name, gallery.name))}
-    tree = {"gallery_fine": gallery.labels, "gallery_coarse": gallery.coarse_labels}
-    tree = {"gallery": rows[gallery.name]} | tree if protocol.gallery else {}
-    graded = hierarchical_metrics(rows[query.name], query.labels, query.coarse_labels, **tree)
+    """What stands beside the headline, on the default protocol: "hierarchical" (``hierarchical_metrics``; per query
+    as HAP in ``evaluation.per_query``), and "equal_bytes", the metrics with every descriptor in SPARSE's bytes."""
+    sides, rows = [split for split in (dataset.query, dataset.gallery) if split], evaluation.embeddings
+    graded = hierarchical_metrics(*(x for s in sides for x in (rows[s.name], s.labels, s.coarse_labels)))
+    evaluation.per_query.loc[evaluation.per_query["protocol"] == "default", "HAP"] = graded.per_query["HAP"]
     if model.method == "sparse":
-        return {"hierarchical": _plain(graded.mean), "equal_bytes": evaluation.metrics["default"]}
+        return {"hierarchical": graded.mean, "equal_bytes": evaluation.metrics["default"]}
     train = dataset.train.images
     chosen = np.linspace(0, len(train) - 1, min(640, len(train))).round().astype(int)
     fitted = embed(model, np.stack([train[i] for i in chosen]), image_size, **options)
-    small = equal_bytes(rows, fitted, EQUAL_BYTES)
-    sides = (small[gallery.name], gallery.labels) if protocol.gallery else ()
-    cut = retrieval_metrics(small[query.name], query.labels, *sides, ks=KS)
-    return {"hierarchical": _plain(graded.mean), "equal_bytes": _plain(cut.mean)}
+    small = equal_bytes({s.name: rows[s.name] for s in sides}, fitted, EQUAL_BYTES)
+    cut = retrieval_metrics(*(x for s in sides for x in (small[s.name], s.labels)), ks=KS)
+    return {"hierarchical": graded.mean, "equal_bytes": cut.mean}
 
 
 def describe_texts(model: RetrievalModel, sentences: list[str], teacher: str = "sentence") -> np.ndarray:
-    """Sentences in the descriptor's space, through the text tower: N strings -> float32 (N, D), L2-normalised.
-
-    HamletError where the model was trained without text proxies and so has no tower.
-    """
+    """N sentences in the descriptor's space, through the text tower (HamletError where there is none): float32 (N, D),
+    L2-normalised."""
     if model.text_tower is None:
         raise HamletError("this model was trained without text, so it knows no words; query it with a picture")
     with torch.inference_mode():
@@ -197,16 +173,11 @@ def describe_texts(model: RetrievalModel, sentences: list[str], teacher: str = "
 def cross_modal_metrics(
     images: np.ndarray, image_labels: np.ndarray, texts: np.ndarray, text_labels: np.ndarray
 ) -> dict[str, dict[str, float]]:
-    """Retrieval between images and sentences in one space, both ways.
+    """Retrieval between images (N, D) and sentences (M, D) in one space, "text_to_image" and "image_to_text".
 
-    Args:
-        images: float32 (N, D); texts: float32 (M, D), rows L2-normalised. labels: int (N,), (M,); an image and a
-            sentence belong together where their labels agree.
-
-    Returns:
-        "text_to_image" and "image_to_text": R@1, R@5, R@10 (share of queries with a right answer among the first k),
-        chance_R@1 and so on (the same for a random order), median_rank (of the first right answer, from 1), mAP over
-        all right answers, chance_mAP (positives / items), queries.
+    Rows are L2-normalised; an image and a sentence belong together where their labels agree. R@1, R@5, R@10: share of
+    queries with a right answer among the first k; chance_R@1 and so on: the same for a random order; median_rank: of
+    the first right answer, from 1; mAP: over all right answers; chance_mAP: positives / items; queries.
     """
     found = {}
     sides = {
@@ -215,15 +186,13 @@ def cross_modal_metrics(
     }
     for name, (query, query_labels, gallery, gallery_labels) in sides.items():
         result = retrieval_metrics(query, query_labels, gallery, gallery_labels, ks=KS)
-        rank = np.round(1 / np.asarray(result.per_query["MRR"], float))
-        positives = np.asarray(result.per_query["positives"])
-        kept, items = np.isfinite(rank), len(gallery_labels)
-        mean = {f"R@{k}": float(np.mean(rank[kept] <= k)) for k in KS}
+        kept, items = result.per_query["positives"] > 0, len(gallery_labels)
+        positives, rank = result.per_query["positives"][kept], np.round(1 / result.per_query["MRR"][kept])
+        mean = {key: result.mean[key] for key in ("mAP", "queries", *(f"R@{k}" for k in KS))}
         for k in KS:  # no right answer among k drawn without replacement
-            miss = [np.prod([(items - p - i) / (items - i) for i in range(min(k, items))]) for p in positives[kept]]
+            miss = [np.prod([(items - p - i) / (items - i) for i in range(min(k, items))]) for p in positives]
             mean[f"chance_R@{k}"] = float(1 - np.mean(miss))
-        mean |= {"median_rank": float(np.median(rank[kept])), "mAP": float(result.mean["mAP"])}
-        found[name] = mean | {"chance_mAP": float(np.mean(positives[kept]) / items), "queries": int(kept.sum())}
+        found[name] = mean | {"median_rank": float(np.median(rank)), "chance_mAP": float(np.mean(positives) / items)}
     return found
 
 
@@ -249,8 +218,3 @@ def words(
         asked = encode_text(sentences, teacher), labels
         found[name]["ceiling"] = cross_modal_metrics(*captions, *asked)["text_to_image"]
     return found
-
-
-def _plain(mean: dict) -> dict[str, float]:
-    """NumPy scalars as Python's, for JSON."""
-    return {k: float(v) if isinstance(v, float) else int(v) for k, v in mean.items()}

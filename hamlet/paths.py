@@ -29,21 +29,9 @@ PAPER = ROOT / "data" / "paper"
 LOCK = ROOT / "requirements.lock"
 
 
-def output_root() -> Path:
-    """Folder that holds results/, tables/ and figures/."""
-    return Path(os.environ.get("HAMLET_OUTPUT") or ROOT).resolve()
-
-
-def results_dir(profile: str, dataset: str) -> Path:
-    return output_root() / "results" / profile / dataset
-
-
-def tables_dir(profile: str, dataset: str) -> Path:
-    return output_root() / "tables" / profile / dataset
-
-
-def figures_dir(profile: str, dataset: str) -> Path:
-    return output_root() / "figures" / profile / dataset
+def output_dir(*inside: str) -> Path:
+    """Folder that holds results/, tables/ and figures/, or a place in it: "tables", profile, data set."""
+    return Path(os.environ.get("HAMLET_OUTPUT") or ROOT).resolve().joinpath(*inside)
 
 
 def cache_dir() -> Path:

@@ -1,18 +1,10 @@
-"""Intervals and paired tests for retrieval results: two uncertainties, seeds and queries, kept apart and
-together.
+"""Intervals and paired tests for retrieval results: two uncertainties, seeds and queries, kept apart and together.
 
-Anchors: Efron and Tibshirani, An Introduction to the Bootstrap, 1993; Smucker, Allan, Carterette, A
-Comparison of Statistical Significance Tests for Information Retrieval Evaluation, CIKM 2007 (paired
-randomisation test); Owen, The Pigeonhole Bootstrap, Annals of Applied Statistics, 2007 (crossed seeds and
-queries); Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician, 2015 (widening
-for few units); Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of
-Statistics, 1979; Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice,
-NeurIPS 2021 (probability of improvement).
-
-Queries of one class resemble each other. Intervals over queries answer "on more queries of these classes";
-for "on other classes" (the claim of a split with unseen classes) resample whole classes (``clusters=``): with
-c queries a class whose differences correlate by r, an interval over queries is too short by about sqrt(1 + (c
-- 1) r). Everything that draws takes a ``seed`` and repeats exactly. What does not fit raises HamletError.
+Queries of one class resemble each other. Intervals over queries answer "on more queries of these classes"; for "on
+other classes" (the claim of a split with unseen classes) resample whole classes (``clusters=``): with c queries a class
+whose differences correlate by r, an interval over queries is too short by about sqrt(1 + (c - 1) r). The bootstrap is
+Efron and Tibshirani's (An Introduction to the Bootstrap, 1993). Everything that draws takes a ``seed`` and repeats
+exactly. What does not fit raises HamletError.
 """
 
 from collections.abc import Sequence
@@ -44,30 +36,12 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half))
 
 
-def paired_bootstrap(
-    first: Sequence[float],
-    second: Sequence[float],
-    *,
-    clusters: Sequence | None = None,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval:
-    """Percentile interval of ``mean(first - second)``, (Q,) each, over queries, or over classes with
-    ``clusters``.
-    """
-    d, level = _differences(first, second), _level(level)
-    if clusters is not None:
-        means = bootstrap_means([d], clusters, resamples, seed)[:, 0]
-        return percentile_interval(d.mean(), means, level)
-    resamples, rng = whole_number("resamples", resamples), _generator(seed)
-    if d.size == 1:
-        return Interval(float(d[0]), np.nan, np.nan)
-    result = stats.bootstrap(
-        (d,), np.mean, n_resamples=resamples, confidence_level=level, method="percentile", rng=rng,
-        batch=max(1, CHUNK // d.size),
-    )  # fmt: skip
-    return Interval(float(d.mean()), *map(float, result.confidence_interval))
+def paired_bootstrap(first: Sequence[float], second: Sequence[float], **options) -> Interval:
+    """Percentile interval of ``mean(first - second)``, (Q,) each, over queries, or over classes with ``clusters``;
+    options: those of ``nested_bootstrap``."""
+    d = _differences(first, second)
+    found = nested_bootstrap(d, **options)
+    return found if d.size > 1 else Interval(found.estimate, np.nan, np.nan)
 
 
 def bootstrap_means(
@@ -77,16 +51,16 @@ def bootstrap_means(
     seed: int = 0,
     level: float = 0.95,
 ) -> np.ndarray:
-    """Nested bootstrap over seeds and queries: replicates of every configuration's mean, float64 (resamples,
-    M).
+    """Nested bootstrap over seeds and queries: replicates of every configuration's mean, float64 (resamples, M).
 
-    values: M arrays (S_m, Q) of per-query values, the same Q queries in each; the number of seeds may differ.
-    Queries (or whole ``clusters``, (Q,) labels) are drawn once for all configurations, which keeps the
-    pairing. The seeds' part is a residual bootstrap: each configuration's mean over S_m seeds receives S_m
-    draws from the deviations of all configurations from their own means, scaled by ``sqrt(S / (S - 1))`` and
-    widened by ``t_df / z`` at ``level``, df = sum of (S_m - 1) (Hesterberg 2015). Pooling takes the spread
-    over seeds to be alike in all configurations: two or three seeds of one alone say next to nothing about
-    it. Where no configuration has two seeds there is no seed part: the intervals are then over queries alone.
+    values: M arrays (S_m, Q) of per-query values, the same Q queries in each; the number of seeds may differ. Queries
+    (or whole ``clusters``, (Q,) labels) are drawn once for all configurations, which keeps the pairing; seeds and
+    queries are crossed (Owen, The Pigeonhole Bootstrap, Annals of Applied Statistics, 2007). The seeds' part is a
+    residual bootstrap: each configuration's mean over S_m seeds receives S_m draws from the deviations of all
+    configurations from their own means, scaled by ``sqrt(S / (S - 1))`` and widened by ``t_df / z`` at ``level``, df =
+    sum of (S_m - 1) (Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician, 2015).
+    Pooling takes the spread over seeds to be alike in all configurations: two or three seeds of one alone say next to
+    nothing about it. Where no configuration has two seeds, the intervals are over queries alone.
     """
     level, resamples = _level(level), whole_number("resamples", resamples)
     arrays = [_per_query(v, "values") for v in values]
@@ -140,20 +114,15 @@ def percentile_interval(estimate: float, replicates: np.ndarray, level: float = 
 
 
 def nested_bootstrap(
-    first: np.ndarray,
-    second: np.ndarray | None = None,
-    *,
-    clusters: Sequence | None = None,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    first: np.ndarray, second: np.ndarray | None = None, *, level: float = 0.95, **options
 ) -> Interval:
     """Headline interval over seeds and queries of ``mean(first)``, or of ``mean(first) - mean(second)``.
 
-    first, second: per-query values (S, Q), seeds may differ in number; the queries must be the same.
+    first, second: per-query values (S, Q), seeds may differ in number; the queries must be the same. options:
+    ``clusters``, ``resamples`` and ``seed`` of ``bootstrap_means``.
     """
     arrays = [_per_query(first, "first")] + ([] if second is None else [_per_query(second, "second")])
-    means = bootstrap_means(arrays, clusters, resamples, seed, level)
+    means = bootstrap_means(arrays, level=level, **options)
     sign = [1, -1][: len(arrays)]
     return percentile_interval(np.dot([a.mean() for a in arrays], sign), means @ sign, level)
 
@@ -170,13 +139,12 @@ def bootstrap_p_values(replicates: np.ndarray) -> tuple[float, float]:
 def randomisation_test(
     first: Sequence[float], second: Sequence[float], *, permutations: int = 10_000, seed: int = 0
 ) -> float:
-    """Two-sided p of the mean difference over paired queries, (Q,) each, by random signs (Smucker et al.
-    2007).
+    """Two-sided p of the mean difference over paired queries, (Q,) each, by random signs (Smucker, Allan,
+    Carterette, A Comparison of Statistical Significance Tests for Information Retrieval Evaluation, CIKM 2007).
 
-    Written out: SciPy's ``permutation_test`` takes 17 times as long (1,440 queries: 1.0 s against 0.06 s).
-    ``(1 + signs at least as extreme) / (1 + permutations)``, never zero. It asks about these trained weights
-    on exchangeable queries: averaged over seeds, it does not carry the seeds' uncertainty
-    (``nested_bootstrap`` does).
+    Written out: SciPy's ``permutation_test`` takes 17 times as long (1,440 queries: 1.0 s against 0.06 s). ``(1 + signs
+    at least as extreme) / (1 + permutations)``, never zero. It asks about these trained weights on exchangeable
+    queries: averaged over seeds, it does not carry the seeds' uncertainty (``nested_bootstrap`` does).
     """
     d, permutations, rng = _differences(first, second), whole_number("permutations", permutations), _generator(seed)
     limit = abs(d.sum()) * (1 - 1e-12) - 1e-14  # a tie counts as extreme, whatever the order of the sum
@@ -190,9 +158,8 @@ def randomisation_test(
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm-adjusted p-values (K,), all comparisons of one table; NaN (no test) stays and does not count.
-    Anything else outside [0, 1] is refused.
-    """
+    """Holm-adjusted p-values (K,), all comparisons of one table (Holm, Scandinavian Journal of Statistics, 1979); NaN
+    (no test) stays and does not count."""
     p = _vector(p_values, "p_values", missing=True)
     if ((p < 0) | (p > 1)).any():
         raise HamletError(f"p_values: expected numbers from 0 to 1 (or NaN for no test), got {p.tolist()!s:.60}")
@@ -204,10 +171,9 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def effect_sizes(first: Sequence[float], second: Sequence[float]) -> dict[str, float]:
-    """``mean_difference``; ``d_z`` = mean / standard deviation of the differences (Cohen, 1988; NaN if they
-    are constant); ``rank_biserial`` in [-1, 1], the matched-pairs rank-biserial correlation (Kerby,
-    Comprehensive Psychology, 2014): share of signed-rank mass in favour minus against, zeros left out. Inputs
-    (Q,) each.
+    """``mean_difference``; ``d_z`` = mean / standard deviation of the differences (Cohen, 1988; NaN if they are
+    constant); ``rank_biserial`` in [-1, 1], the matched-pairs rank-biserial correlation (Kerby, Comprehensive
+    Psychology, 2014): share of signed-rank mass in favour minus against, zeros left out. Inputs (Q,) each.
     """
     d = _differences(first, second)
     spread = d.std(ddof=1) if d.size > 1 else 0.0
@@ -228,8 +194,8 @@ def probability_of_improvement(
     resamples: int = 2_000,
     seed: int = 0,
 ) -> Interval:
-    """Mean over data sets of P(a run of ``first`` beats a run of ``second``), ties one half (Agarwal et al.
-    2021).
+    """Mean over data sets of P(a run of ``first`` beats a run of ``second``), ties one half (Agarwal et al., Deep
+    Reinforcement Learning at the Edge of the Statistical Precipice, NeurIPS 2021).
 
     first, second: for each data set, the score of every seed. The interval draws seeds anew within each data
     set (stratified bootstrap); it is NaN where every data set has one seed on each side.

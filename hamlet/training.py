@@ -70,18 +70,15 @@ def build_loss(name: str, classes: int, dim: int, margin: float, scale: float) -
     cosface: cosine softmax with an additive margin (Wang et al., CVPR 2018; margin 0 is the plain cosine softmax of
     Zhai and Wu, BMVC 2019). proxy_anchor: Kim et al., CVPR 2020. multi_similarity: Wang et al., CVPR 2019, no proxies.
     """
-    # short proxies turn quickly; the library's start at unit variance in every dimension
-    short = common_functions.TorchInitWrapper(nn.init.normal_, std=0.02)
-    known = {
-        "cosface": lambda: losses.CosFaceLoss(
-            num_classes=classes, embedding_size=dim, margin=margin, scale=scale, weight_init_func=short
-        ),
-        "proxy_anchor": lambda: losses.ProxyAnchorLoss(classes, dim, margin=margin, alpha=scale),
-        "multi_similarity": losses.MultiSimilarityLoss,
-    }
-    if name not in known:
-        raise HamletError(f"unknown loss {name!r}; valid: {', '.join(known)}")
-    return known[name]()
+    if name == "cosface":
+        # short proxies turn quickly; the library's start at unit variance in every dimension
+        short = common_functions.TorchInitWrapper(nn.init.normal_, std=0.02)
+        return losses.CosFaceLoss(classes, dim, margin=margin, scale=scale, weight_init_func=short)
+    if name == "proxy_anchor":
+        return losses.ProxyAnchorLoss(classes, dim, margin=margin, alpha=scale)
+    if name == "multi_similarity":
+        return losses.MultiSimilarityLoss()
+    raise HamletError(f"unknown loss {name!r}; valid: cosface, proxy_anchor, multi_similarity")
 
 
 def training_transform(train_size: int, crop_scale: float) -> v2.Transform:
@@ -108,19 +105,11 @@ class TrainingImages(Dataset):
 
 
 def fill_batch(batch_size: int, images_per_class: int, classes: int) -> int:
-    """Images of a class in a batch: the least divisor of batch_size, of at least images_per_class, that fills it.
-
-    Few classes get more images each, so that a batch always holds batch_size images.
-    """
+    """Images of a class in a batch: the least divisor of batch_size, of at least images_per_class, that fills it."""
     if classes < 2 or batch_size < 2:
         raise HamletError(f"{classes} training classes and batches of {batch_size}; at least two of each are needed")
     fits = [m for m in range(1, batch_size + 1) if batch_size % m == 0 and m * classes >= batch_size]
     return next((m for m in fits if m >= images_per_class), fits[-1])
-
-
-def uses_text(settings: dict) -> bool:
-    """Whether any text term has a weight."""
-    return any(settings[f"text_{term}"] > 0 for term in ("alignment", "proxies", "guidance"))
 
 
 class Objective(nn.Module):
@@ -134,9 +123,8 @@ class Objective(nn.Module):
         self.settings = settings
         for term, layer in (("alignment", "text_projection"), ("proxies", "text_tower")):
             if settings[f"text_{term}"] and getattr(model, layer) is None:
-                raise HamletError(
-                    f"text_{term} needs a model with a {layer}; create it with text={term!r} (variant 'text')"
-                )
+                how = f"create it with text={term!r} (variant 'text')"
+                raise HamletError(f"text_{term} needs a model with a {layer}; {how}")
         self.register_buffer("mean", torch.tensor(model.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(model.std).view(3, 1, 1), persistent=False)
         for name in ("images", "classes"):
@@ -148,25 +136,24 @@ class Objective(nn.Module):
         images, labels, index = batch
         images = ((images.float() / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         embedding, terms = model(images, auxiliary=True)
-        terms = {"metric_loss": self.metric_loss(embedding, labels), **terms}
-        text = {
-            "text_alignment": lambda: alignment(raw.text_projection(embedding), self.text_images[index]),
-            "text_proxies": lambda: text_proxies(
-                embedding, raw.text_tower(self.text_classes), labels, self.settings["scale"]
-            ),
-            "text_guidance": lambda: language_guidance(embedding, self.text_images[index], labels),
-        }
-        terms |= {name: self.settings[name] * loss() for name, loss in text.items() if self.settings[name]}
+        terms, settings = {"metric_loss": self.metric_loss(embedding, labels), **terms}, self.settings
+        if weight := settings["text_alignment"]:
+            terms["text_alignment"] = weight * alignment(raw.text_projection(embedding), self.text_images[index])
+        if weight := settings["text_proxies"]:
+            texts = raw.text_tower(self.text_classes)
+            terms["text_proxies"] = weight * text_proxies(embedding, texts, labels, settings["scale"])
+        if weight := settings["text_guidance"]:
+            terms["text_guidance"] = weight * language_guidance(embedding, self.text_images[index], labels)
         return {"loss": sum(terms.values()), **terms}
 
 
 def freeze_levels(backbone: nn.Module, levels: int) -> list[nn.Module]:
-    """Stop what makes the first maps (1: C2; 2: C2 and C3) from learning; returns all normalisation layers, whose
+    """Stop what makes the first maps (1: C2; 2: C2 and C3) from learning; returns the normalisation layers, whose
     ImageNet statistics are to stay.
 
-    A pretrained network's first layers hold edges and textures that serve any photo. At the largest maps they take 40%
-    of a training step of EfficientNet-Lite0 (23.0 against 13.3 ms an image at 112 px on one core), and on validation
-    classes retrieval was better with them and with the statistics left alone (results/tuning).
+    First layers hold edges and textures that serve any photo. At the largest maps they take 40% of a training step of
+    EfficientNet-Lite0 (23.0 against 13.3 ms an image at 112 px on one core), and on validation classes retrieval was
+    better with them and with the statistics left alone (results/tuning).
     """
     if not levels:
         return []
@@ -177,17 +164,6 @@ def freeze_levels(backbone: nn.Module, levels: int) -> list[nn.Module]:
     for parameter, gradient in zip(named.values(), reached, strict=True):
         parameter.requires_grad_(gradient is None)
     return [m for m in backbone.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
-
-
-def average_weights(backbone: nn.Module, initial: dict[str, Tensor], share: float) -> None:
-    """``(1 - share) * initial + share * trained`` for every weight and statistic of the backbone, in place.
-
-    WiSE-FT: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022. It keeps what the pretrained network
-    knew of images that the training classes do not cover.
-    """
-    for name, value in backbone.state_dict().items():
-        if value.is_floating_point():
-            value.copy_(initial[name] * (1 - share) + value * share)
 
 
 @dataclass
@@ -206,13 +182,8 @@ class Trained:
 def train(model: RetrievalModel, data: RetrievalDataset, settings: dict, seed: int, folder: Path) -> Trained:
     """Train a model on ``data.train``; go on from ``folder``'s checkpoint where there is one.
 
-    Args:
-        settings: the run parameters (see workflow/*.yaml for each and its why).
-        folder: work folder; the checkpoint and, after a failure, the offending batch are written there.
-
-    Raises:
-        FloatingPointError: the loss is not finite; names the step and the file that lists its inputs.
-        HamletError: every image of the data set is its own class.
+    settings: the run parameters (see workflow/*.yaml for each and its why). FloatingPointError: the loss is not finite;
+    names the step and a file in ``folder`` that lists its inputs. HamletError: every image is its own class.
     """
     if not data.has_classes:
         raise HamletError(
@@ -226,7 +197,8 @@ class Trainer:
     """State of one training: model, objective, optimiser, schedule, curve; ``fit`` runs it to the end."""
 
     def __init__(self, model: RetrievalModel, data: RetrievalDataset, settings: dict, seed: int, folder: Path):
-        self.settings, self.seed, self.folder, self.data = settings, seed, folder, data
+        self.settings, self.seed, self.data = settings, seed, data
+        self.folder, self.checkpoint = folder, folder / "checkpoint.pt"
         self.device = choose_device(settings["device"])
         self.bf16 = uses_bf16(settings["precision"], self.device)
         # without captions the text layers take no part in the loss
@@ -250,9 +222,13 @@ class Trainer:
         seed_everything(seed)
         self.frozen = freeze_levels(model.backbone, settings["frozen_levels"])
         self.initial = {k: v.clone() for k, v in model.backbone.state_dict().items()}
-        text = self._text(images) if uses_text(settings) else None
-        if text is not None and model.text_tower is not None:
-            model.text_mean.copy_(torch.from_numpy(text.mean))
+        text = None
+        if any(settings[f"text_{term}"] > 0 for term in ("alignment", "proxies", "guidance")):
+            names = [data.class_names[c] for c in images.classes]
+            how = {"source": settings["text_source"], "teacher": settings["text_teacher"], "seed": seed}
+            text = text_targets(data.train.captions, images.targets, names, **how)
+            if model.text_tower is not None:
+                model.text_mean.copy_(torch.from_numpy(text.mean))
         objective = Objective(model, classes, settings, text)
         # fused: a fifth of the time of a step over 25 M parameters on a CPU
         optimizer = torch.optim.AdamW(self._groups(model, objective), fused=self.device.type != "mps")
@@ -263,16 +239,14 @@ class Trainer:
             total_steps=self.steps * settings["epochs"] + 1,
             pct_start=settings["warmup"],
         )
+        self.raw = model
         self.model, self.objective, self.optimizer, self.loader = self.accelerator.prepare(
             model, objective, optimizer, loader
         )
+        self.parts = {"model": model, "objective": objective, "optimizer": self.optimizer, "schedule": self.schedule}
+        self.identity = json.dumps([settings, seed, data.content_hash, self.steps], sort_keys=True)
         self.rows: list[dict] = []
         self.seconds = 0.0
-
-    def _text(self, images: TrainingImages) -> TextTargets:
-        names = [self.data.class_names[c] for c in images.classes]
-        how = {"source": self.settings["text_source"], "teacher": self.settings["text_teacher"]}
-        return text_targets(self.data.train.captions, images.targets, names, **how, seed=self.seed)
 
     def _groups(self, model: RetrievalModel, objective: Objective) -> list[dict]:
         """Backbone, head and proxies learn at their own rates; vectors (biases, norms, GeM's p) are not decayed."""
@@ -282,15 +256,10 @@ class Trainer:
         for p in [*model.parameters(), *objective.parameters()]:
             if p.requires_grad:
                 groups.setdefault((part.get(id(p), "proxy_learning_rate"), p.ndim > 1), []).append(p)
-        decay = {True: self.settings["weight_decay"], False: 0.0}
         return [
-            {"params": params, "lr": self.settings[rate], "weight_decay": decay[matrix]}
+            {"params": params, "lr": self.settings[rate], "weight_decay": self.settings["weight_decay"] * matrix}
             for (rate, matrix), params in sorted(groups.items())
         ]
-
-    @property
-    def raw(self) -> RetrievalModel:
-        return self.accelerator.unwrap_model(self.model)
 
     def fit(self) -> Trained:
         self._resume()
@@ -306,8 +275,12 @@ class Trainer:
                 self._save()
                 saved = time.monotonic()
         bar.close()
-        if self.settings["backbone_share"] < 1:
-            average_weights(self.raw.backbone, self.initial, self.settings["backbone_share"])
+        if (share := self.settings["backbone_share"]) < 1:
+            # WiSE-FT (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022) keeps what the pretrained
+            # network knew of images that the training classes do not cover
+            for name, value in self.raw.backbone.state_dict().items():
+                if value.is_floating_point():
+                    value.copy_(self.initial[name] * (1 - share) + value * share)
             self.rows[-1] |= self._validate()
         batch, images = self.settings["batch_size"], epochs * self.steps * self.settings["batch_size"]
         device = self.accelerator.device
@@ -362,42 +335,31 @@ class Trainer:
             "Look at them, or lower the learning rate (workflow/*.yaml)"
         )
 
-    @property
-    def _checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
-
-    def _parts(self) -> dict:
-        objective = self.accelerator.unwrap_model(self.objective)
-        return {"model": self.raw, "objective": objective, "optimizer": self.optimizer, "schedule": self.schedule}
-
-    def _identity(self) -> str:
-        return json.dumps([self.settings, self.seed, self.data.content_hash, self.steps], sort_keys=True)
-
     def _save(self) -> None:
         """Weights, proxies, optimiser and schedule in one file, whole or not at all; strides and bits are kept."""
         if not self.accelerator.is_main_process:
             return
-        facts = {"identity": self._identity(), "rows": self.rows, "seconds": self.seconds}
-        with replacing(self._checkpoint) as partial:
-            torch.save(facts | {name: part.state_dict() for name, part in self._parts().items()}, partial)
+        facts = {"identity": self.identity, "rows": self.rows, "seconds": self.seconds}
+        with replacing(self.checkpoint) as partial:
+            torch.save(facts | {name: part.state_dict() for name, part in self.parts.items()}, partial)
 
     def _resume(self) -> None:
         """Go on from the checkpoint; one that cannot be read is set aside, and training begins anew."""
-        if not self._checkpoint.is_file():
+        if not self.checkpoint.is_file():
             return
         try:
-            saved = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
-            identity, _ = saved["identity"], [saved[name] for name in ("rows", "seconds", *self._parts())]
+            saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            identity, _ = saved["identity"], [saved[name] for name in ("rows", "seconds", *self.parts)]
         except Exception as error:  # torch raises many types for a damaged file
-            aside = self._checkpoint.with_suffix(f".damaged-{time.time_ns()}")
-            self._checkpoint.rename(aside)
+            aside = self.checkpoint.with_suffix(f".damaged-{time.time_ns()}")
+            self.checkpoint.rename(aside)
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            print(f"{self._checkpoint} cannot be read ({reason}): set aside as {aside.name}; starting anew")
+            print(f"{self.checkpoint} cannot be read ({reason}): set aside as {aside.name}; starting anew")
             return
-        if identity != self._identity():
-            print(f"{self._checkpoint} belongs to other settings; starting anew")
+        if identity != self.identity:
+            print(f"{self.checkpoint} belongs to other settings; starting anew")
             return
-        for name, part in self._parts().items():
+        for name, part in self.parts.items():
             part.load_state_dict(saved[name])
         self.rows, self.seconds = saved["rows"], saved["seconds"]
         print(f"resumed after epoch {len(self.rows)} of {self.settings['epochs']}")

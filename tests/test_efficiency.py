@@ -74,7 +74,7 @@ def test_a_model_that_cannot_be_measured_is_named(weights, tmp_path):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"broken\.safetensors"):
-        efficiency.peak_memory([broken], torch.rand(1, 3, 64, 64), "cpu")
+        efficiency.peak_memory(broken, torch.rand(1, 3, 64, 64), "cpu")
 
 
 @pytest.mark.cuda
@@ -82,4 +82,4 @@ def test_a_model_that_cannot_be_measured_is_named(weights, tmp_path):
 def test_memory_on_a_card_holds_the_weights(weights):
     image = torch.rand(1, 3, 64, 64)
     megabytes = 4 * sum(p.numel() for p in models.load_model(weights["gem_resnet18"]).parameters()) / 1e6
-    assert megabytes <= efficiency.peak_memory([weights["gem_resnet18"]], image, "cuda")[0] < megabytes + 80
+    assert megabytes <= efficiency.peak_memory(weights["gem_resnet18"], image, "cuda") < megabytes + 80

@@ -133,4 +133,4 @@ def test_reporting_notebooks_run_and_write_what_the_workflow_expects(name, tmp_p
 def test_only_notebooks_write_tables_and_figures():
     for module in (stored_results, tables, figures, pictures):
         source = Path(module.__file__).read_text()
-        assert "tables_dir(" not in source and "figures_dir(" not in source
+        assert 'output_dir("tables"' not in source and 'output_dir("figures"' not in source

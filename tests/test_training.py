@@ -429,7 +429,7 @@ def test_a_checkpoint_knows_seed_data_and_settings(toy_data, settings, tmp_path,
     other = settings | ({"margin": 0.5} if change == "settings" else {})
     one = training.Trainer(build(), toy_data, settings, 0, tmp_path)
     two = training.Trainer(build(), data, other, int(change == "seed"), tmp_path)
-    assert one._identity() != two._identity()
+    assert one.identity != two.identity
 
 
 def test_a_data_set_without_classes_is_refused(toy_data, settings, tmp_path):

@@ -136,7 +136,7 @@ def main() -> None:
         "rows": rows,
         "provenance": run.provenance("cpu"),
     }
-    path = paths.results_dir(given.profile, given.dataset) / "inside" / "result.json"
+    path = paths.output_dir("results", given.profile, given.dataset) / "inside" / "result.json"
     paths.write_json(path, content | {"digest": results.digest(content)})
     print(path)
 

@@ -35,15 +35,14 @@ def multiples(table: str, base: str = BASE) -> pd.DataFrame:
     """One row for each cell outside the base row: printed value, ratio, nearest multiple, product, hit, and offset:
     the distance to the multiple in hundredths of the base cell, from -0.5 to 0.5."""
     numbers, scale = units(table)
-    rows = []
-    for model in numbers.index.drop(base):
-        for metric in numbers:
-            cell, origin = int(numbers.at[model, metric]), int(numbers.at[base, metric])
-            k, hit = map(int, nearest_multiple(np.int64(cell), np.int64(origin)))
-            row = {"table": table, "model": model, "metric": metric, "printed": reported(table).at[model, metric]}
-            row |= {"ratio": cell / origin, "multiple": k / 100, "product": k * origin / 100 / scale[metric]}
-            rows.append(row | {"hit": bool(hit), "offset": (100 * cell - k * origin) / origin})
-    return pd.DataFrame(rows)
+    cell = numbers.drop(index=base).stack()
+    metric = cell.index.get_level_values(1)
+    origin, one = metric.map(numbers.loc[base]), metric.map(scale)
+    k, hit = nearest_multiple(cell, origin)
+    rows = {"printed": reported(table).stack()[cell.index], "ratio": cell / origin, "multiple": k / 100}
+    rows |= {"product": k * origin / 100 / one, "hit": hit, "offset": (100 * cell - k * origin) / origin}
+    found = pd.DataFrame(rows).rename_axis(["model", "metric"]).reset_index()
+    return found.assign(table=table)[["table", *found]]
 
 
 def identical_rows(table: str) -> list[tuple[str, ...]]:
@@ -96,10 +95,10 @@ def figure(data: pd.DataFrame, expected: float) -> Figure:
     counts = data.groupby("base")["hit"].agg(["sum", "count"]).loc[bases]
     title = (
         f"Divide the other rows of the report's Tables 1 and 2 by one row: all {counts['count'].iloc[0]} ratios to "
-        f"{BASE}\nare two-decimal numbers (such as 0.92), to rounding. By chance about {expected:.1f} would be."
+        f"{BASE}\nare two-decimal numbers (such as 0.92), to rounding. By chance about {expected:.1f} would be"
     )
     told = ", ".join(f"{base} {row['sum']} of {row['count']}" for base, row in counts.iterrows())
-    drawing, axes = new_figure(1, 1, (10, 4.6), f"{title} Ratios that are two-decimal, by base row: {told}.")
+    drawing, axes = new_figure(1, 1, (10, 4.6), title, f"Ratios that are two-decimal, by base row: {told}.")
     axis = axes[0, 0]
     for place, base in enumerate(bases):
         cells = data[data["base"] == base]
@@ -114,5 +113,5 @@ def figure(data: pd.DataFrame, expected: float) -> Figure:
         "distance of a ratio to the nearest two-decimal number, in steps of 0.01; each dot is one cell\n"
         "filled: within rounding of the printed digits; open: not. Upper dots of a line: Table 1, lower: Table 2"
     )
-    drawing.suptitle(title, fontsize=11)
+    drawing.suptitle(f"{title}.", fontsize=11)
     return drawing

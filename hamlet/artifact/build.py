@@ -7,7 +7,6 @@ moved to results/<profile>/<dataset>/aside/, never deleted.
 """
 
 import argparse
-import fcntl
 import json
 import os
 import re
@@ -19,58 +18,51 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from hamlet import paths
 from hamlet.artifact import profiles, results
-from hamlet.artifact.run import aside, die_with_parent, load_data, source_of
+from hamlet.artifact.profiles import Field
+from hamlet.artifact.run import aside, load_data, on_python_path, source_of
+from hamlet.data import identity_of
+from hamlet.data.decode import cores
 from hamlet.errors import HamletError, one_line
 
-KEEP = paths.ROOT / "results" / "KEEP"  # committed where stored results are stale on purpose; it says why
 STARTING = 30.0  # seconds that a run takes with next to no images: kernel, network, evaluation
+REPORT = {"once": Field(str), "efficiency": Field(bool)}
+REPORT |= dict.fromkeys(("tables", "figures", "after", "profiles"), Field(list))
+ENDS = {"tables": ("csv", "md", "tex"), "figures": ("pdf", "png", "csv")}
+# the engine ends with this process, and then all that it started does
+ENGINE = "from hamlet.artifact.run import end_with_parent; end_with_parent({}); from snakemake.cli import main; main()"
 
 
 def minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def shown(path: Path) -> str:
-    """The path as the user would type it from the project's folder."""
-    return str(path.relative_to(paths.output_root()) if path.is_relative_to(paths.output_root()) else path)
-
-
 def report_list() -> dict[str, dict]:
-    """workflow/reports.yaml: reporting notebook -> what it writes and what it waits for."""
+    """workflow/reports.yaml: reporting notebook -> what it waits for, and the "files" that it writes, from the
+    output's root, {profile} and {dataset} left open."""
     found = profiles.read_yaml(path := paths.WORKFLOW / "reports.yaml")
-    kinds = {"once": str, "efficiency": bool} | dict.fromkeys(("tables", "figures", "after", "profiles"), list)
     for name, entry in found.items():
-        sound = isinstance(name, str) and isinstance(entry, dict)
-        for key, value in entry.items() if sound else ():
-            names = value if isinstance(value, list) else []
-            sound = sound and type(value) is kinds.get(key) and all(isinstance(x, str) for x in names)
-        if not sound:
-            raise HamletError(f"{path}: {name!r} must have lists of names ({', '.join(kinds)}), got {entry!r}")
+        for key, value in profiles.check_values(entry, where := f"{path} {name}", REPORT).items():
+            for item in value if isinstance(value, list) else ():
+                Field(str).check(key, item, where)
+        place = entry.get("once", "{profile}/{dataset}")
+        entry["files"] = [f"{k}/{place}/{stem}.{end}" for k in ENDS for stem in entry.get(k, []) for end in ENDS[k]]
     return found
-
-
-def report_paths(name: str) -> list[str]:
-    """The files that a reporting notebook writes, {profile} and {dataset} left open, from the output's root."""
-    entry = report_list()[name]
-    place = entry.get("once", "{profile}/{dataset}")
-    kinds = (("tables", ("csv", "md", "tex")), ("figures", ("pdf", "png", "csv")))
-    return [f"{k}/{place}/{stem}.{end}" for k, ends in kinds for stem in entry.get(k, []) for end in ends]
 
 
 def reports(profile: str = "", dataset: str = "") -> dict[str, list[Path]]:
     """Reporting notebook -> its files for a profile and data set; without a name those of all data sets together."""
-    found = {}
-    for name, entry in report_list().items():
-        wanted = not profile if "once" in entry else profile in entry.get("profiles", [profile] if profile else [])
-        if wanted:
-            made = [path.format(profile=profile, dataset=dataset) for path in report_paths(name)]
-            found[name] = [paths.output_root() / path for path in made]
-    return found
+    return {
+        str(name): [paths.output_dir() / path.format(profile=profile, dataset=dataset) for path in entry["files"]]
+        for name, entry in report_list().items()
+        if ("once" in entry) != bool(profile) and profile in entry.get("profiles", [profile])
+    }
 
 
 def efficiency_fault(profile: str, dataset: str, names: set[str]) -> str | None:
@@ -79,52 +71,45 @@ def efficiency_fault(profile: str, dataset: str, names: set[str]) -> str | None:
     Git keeps no weights. Without those of a HAMLET that was measured, what is new stays without a cost, since a new
     measurement would lose that row; a configuration trained again is a reason only where all weights are at hand.
     """
-    path = paths.results_dir(profile, dataset) / "efficiency" / "result.json"
     try:
-        record = results.read_verified(path)
+        record = results.load_efficiency(profile, dataset)
     except results.ResultError as error:
-        return str(error) if path.is_file() else "not there yet"
+        return "not there yet" if isinstance(error, results.NoResult) else str(error)
     given, wanted = record["parameters"], profiles.load_profile(profile)["efficiency"]
     if (given["image_size"], given["images"]) != (wanted["image_size"], wanted["repeats"]):
         return "the profile asks for another image size or number of repeats now"
-    first = {run.run_name: run for run in reversed(results.stored_runs(profile, dataset))}
+    first = results.first_runs(profile, dataset)
     gone = {name for name, run in first.items() if not (run.folder / "model.safetensors").is_file()}
-    lost = {name for name in gone & set(record["models"]) if name.startswith("hamlet")}
-    if (absent := sorted(names - set(record["models"]))) and not lost:
+    absent = sorted(names - set(record["models"]))
+    if absent and not any(name.startswith("hamlet") for name in gone & set(record["models"])):
         return f"it lacks {', '.join(absent)}"
-    if not gone:
-        now = {n: json.loads((r.folder / "result.json").read_text())["digest"] for n, r in first.items()}
-        if changed := sorted(name for name in now if given["runs"].get(name) != now[name]):
-            return f"trained again since: {', '.join(changed)}"
-    return None
+    changed = [name for name, run in first.items() if given["runs"].get(name) != results.stored_digest(run)]
+    return f"trained again since: {', '.join(changed)}" if changed and not gone else None
 
 
 class Build:
     """One build of a profile on a data set: the runs asked for, sorted by what is stored of them."""
 
     def __init__(self, options: argparse.Namespace):
-        self.profile, self.dataset = options.profile, options.dataset
+        self.profile, self.dataset, self.keep = options.profile, options.dataset, options.keep
         self.loaded = profiles.load_profile(self.profile)
         self.runs = profiles.expand(self.profile, self.dataset, options.models, options.seeds)
-        self.base = paths.results_dir(self.profile, self.dataset)
+        self.base = paths.output_dir("results", self.profile, self.dataset)
         own = {run.run_name for run in self.runs if run.profile == self.profile}
-        # configurations that --fresh makes again, all their seeds
-        self.over = own if options.fresh else set()
-        self.keep = options.keep or (KEEP.is_file() and not options.retrain)
+        self.over = own if options.fresh else set()  # configurations that --fresh makes again, all their seeds
         self.images = self.loaded["estimate"]["images"]  # to be trained on, as far as is known
         self.verify(None)
 
     def verify(self, data_hash: str | None) -> None:
         """Sort the runs asked for and whatever else is stored, which the tables hold too."""
-        stored = results.stored_runs(self.profile, self.dataset)
         states = {
             run: results.check_result(run, data_hash)
-            for run in dict.fromkeys([*self.runs, *stored])
+            for run in dict.fromkeys([*self.runs, *results.stored_runs(self.profile, self.dataset)])
             if run.profile != self.profile or run.run_name not in self.over
         }
-        self.broken = {run: why for run, (state, why) in states.items() if state == "broken"}
-        self.stale = {run: why for run, (state, why) in states.items() if state == "stale"}
-        self.kept = [run for run, (state, _) in states.items() if state == "sound" or (run in self.stale and self.keep)]
+        self.unfit = {run: found for run, found in states.items() if found[0] in ("broken", "stale")}
+        usable = ("sound", "stale") if self.keep else ("sound",)
+        self.kept = [run for run, (state, _) in states.items() if state in usable]
         self.to_make = [run for run in self.runs if run not in self.kept]
         names = {run.run_name for run in [*self.runs, *self.kept]}
         self.fault = efficiency_fault(self.profile, self.dataset, names)
@@ -163,16 +148,15 @@ class Build:
         work = sum(statistics.median(walls.get(run.run_name, typical)) for run in self.to_make)
         names, seeds = len({run.run_name for run in self.runs}), len({run.seed for run in self.runs})
         print(f"{self.profile} on {self.dataset}: {names} configurations x {seeds} seeds, {len(self.runs)} runs")
-        print(f"  there and verified  {len([run for run in self.runs if run in self.kept])}")
-        again = "kept, and labelled in the tables" if self.keep else "to be set aside; what is asked for is made again"
-        for heading, found, fate in (
-            ("rejected", self.broken, "to be set aside; what is asked for is made again"),
-            ("made otherwise", self.stale, again),
-        ):
-            for why in dict.fromkeys(found.values()):
-                runs = [str(run) for run in found if found[run] == why]
-                few = ", ".join(runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
-                print(f"  {heading:<19} {few}: {why}; {fate}")
+        print(f"  there and verified  {len(self.runs) - len(self.to_make)}")
+        told: dict[tuple[str, str], list[str]] = {}
+        for run, found in self.unfit.items():
+            told.setdefault(found, []).append(str(run))
+        for (state, why), runs in sorted(told.items(), key=lambda item: item[0][0]):
+            few = ", ".join(runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
+            fate = "to be set aside; what is asked for is made again"
+            fate = "kept, and labelled in the tables" if state == "stale" and self.keep else fate
+            print(f"  {'rejected' if state == 'broken' else 'made otherwise':<19} {few}: {why}; {fate}")
         if also := [run for run in self.kept if run not in self.runs]:
             print(f"  in the tables too   {len(also)} stored runs of other seeds or configurations")
         if self.fault:
@@ -188,49 +172,32 @@ class Build:
         if free < disk:
             raise HamletError(f"not enough disk: {disk:.1f} GB wanted at {self.base}, {free:.1f} GB free")
 
-    def set_aside(self, path: Path, why: str) -> None:
-        """Move a stored run, configuration or measurement to aside/, if it is there."""
-        if path.is_dir() and any(path.iterdir()):
-            base = paths.results_dir(*path.relative_to(paths.output_root() / "results").parts[:2])
-            moved = aside(path, why, base / "aside" / path.relative_to(base))
-            print(f"set aside: {shown(path)} -> {shown(moved)}")
 
-    def start_over(self) -> None:
-        """--fresh: the chosen configurations' folders go aside, whole; an extended profile's stay."""
-        for name in sorted(self.over):
-            self.set_aside(self.base / name, "previous")
-        self.verify(None)
-
-    def clear(self) -> None:
-        """Move what may not be used out of the way."""
-        for run in {**self.broken, **({} if self.keep else self.stale)}:
-            self.set_aside(run.folder, "rejected")
-        if self.fault:
-            self.set_aside(self.base / "efficiency", "rejected")
+def set_aside(path: Path, why: str) -> None:
+    """Move a stored run, configuration or measurement to aside/, if it is there."""
+    if path.is_dir() and any(path.iterdir()):
+        root = paths.output_dir()
+        parts = path.relative_to(root).parts
+        moved = aside(path, why, root.joinpath(*parts[:3], "aside", *parts[3:]))
+        print(f"set aside: {path.relative_to(root)} -> {moved.relative_to(root)}")
 
 
 @contextmanager
-def only_one(slots: list[str]) -> Iterator[list[int]]:
-    """Hold the locks of these slots. The engine inherits them, so they are free once neither it nor this process runs,
-    however they ended: nothing is left to be unlocked."""
-    held = []
-    for slot in slots:
-        path = paths.output_root() / "results" / slot / ".lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise HamletError(f"another build of results/{slot} is running; wait for it or stop it first") from None
-        held.append(file)
-    try:
-        yield [file.fileno() for file in held]
-    finally:
-        for file in held:
-            file.close()
+def only_one(slots: list[str]) -> Iterator[None]:
+    """Hold the locks of these slots, which the system frees however this process ends."""
+    with ExitStack() as held:
+        for slot in slots:
+            path = paths.output_dir("results", slot) / ".lock"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(FileLock(path, timeout=0))
+            except Timeout:
+                told = f"another build of results/{slot} is running; wait for it or stop it first"
+                raise HamletError(told) from None
+        yield
 
 
-def snakemake(slots: list[str], jobs: int, locks: list[int], *again: str, **config: object) -> int:
+def snakemake(slots: list[str], jobs: int, *again: str, **config: object) -> int:
     """Run the Snakefile for these slots, its progress on the terminal; Ctrl-C ends it and all that it started.
 
     again: reporting notebooks that are executed whatever the times of their files say, which a checkout changes.
@@ -239,17 +206,12 @@ def snakemake(slots: list[str], jobs: int, locks: list[int], *again: str, **conf
     # interrupted job must not have it deleted. --nolock: only_one's locks are free after kill -9, Snakemake's are not.
     flags = "--rerun-triggers mtime --ignore-incomplete --keep-going --nolock --drop-metadata"
     given = {"slots": ",".join(slots)} | {key: value for key, value in config.items() if value}
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.WORKFLOW / "Snakefile")]
-    command += ["--directory", str(paths.output_root()), "--cores", str(jobs), *flags.split()]
+    command = [sys.executable, "-c", ENGINE.format(os.getpid()), "--snakefile", str(paths.WORKFLOW / "Snakefile")]
+    command += ["--directory", str(paths.output_dir()), "--cores", str(jobs), *flags.split()]
     command += ["--forcerun", *(f"report_{name}" for name in again)]
     command += ["--quiet", "rules", "host", "reason", "--config", *(f"{k}={v}" for k, v in given.items())]
-    path = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
-    # without bytecode on disk each of the 50 processes compiles up to 4,000 modules, 12 CPU seconds
-    kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    process = subprocess.Popen(
-        command, env=kept | {"PYTHONPATH": path}, start_new_session=True, pass_fds=locks,
-        preexec_fn=die_with_parent,
-    )  # fmt: skip
+    on_python_path()
+    process = subprocess.Popen(command, start_new_session=True)
     try:
         return process.wait()
     except KeyboardInterrupt:
@@ -260,16 +222,13 @@ def snakemake(slots: list[str], jobs: int, locks: list[int], *again: str, **conf
 
 def folder_slot(options: argparse.Namespace) -> str:
     """The slot of a folder of photos: folder-<name>-<content hash>, so that no two folders share their results."""
-    from hamlet.data import decode_size, load_dataset
-
-    settings = profiles.of_dataset(options.profile, "folder")
     if not os.environ.get("HAMLET_DATA"):
         raise HamletError("--dataset folder needs --data-root DIR: your images as DIR/<class>/<image>")
     root = Path(os.environ["HAMLET_DATA"]).expanduser().resolve()
     how = {"split_by": options.split_by or "class", "missing_captions": "class"}
-    data = load_dataset("folder", root=root, size=decode_size(settings["image_size"]), limit=settings["limit"], **how)
+    limit = profiles.of_dataset(options.profile, "folder")["limit"]
     name = re.sub(r"\W+", "_", options.name or root.name).strip("_") or "photos"
-    slot = f"folder-{name}-{data.content_hash[:8]}"
+    slot = f"folder-{name}-{identity_of('folder', root, limit=limit, **how)[1][:8]}"
     paths.write_json(source_of(slot), {"root": str(root), "options": how})
     return slot
 
@@ -280,49 +239,46 @@ def everything(jobs: int, dry_run: bool) -> int:
         f"{profile}/{dataset}"
         for profile in profiles.profile_names()
         for dataset in results.stored_datasets(profile)
-        if (paths.results_dir(profile, dataset) / "efficiency" / "result.json").is_file()
+        if (paths.output_dir("results", profile, dataset) / "efficiency" / "result.json").is_file()
     ]
     print(f"all: {', '.join(slots)}; audit, search and benchmarks from what is stored", flush=True)
     if dry_run:
         return 0
-    root = paths.output_root()
+    root = paths.output_dir()
     for name in ("ranking", "library_differences", "search"):
         runpy.run_path(str(paths.ROOT / "benchmarks" / f"{name}.py"))["remake"](root)
-    with only_one(slots) as locks:
-        return snakemake(slots, jobs, locks, *report_list(), stored=1, once=1)
+    with only_one(slots):
+        return snakemake(slots, jobs, *report_list(), stored=1, once=1)
 
 
-def carry_out(build: Build, jobs: int, options: argparse.Namespace, locks: list[int]) -> int:
+def carry_out(build: Build, jobs: int, options: argparse.Namespace) -> int:
     """Set aside, load the data, run the engine, and name what was written."""
-    started = time.time()
-    if options.fresh:
-        build.start_over()
+    started, root = time.time(), paths.output_dir()
+    for name in sorted(build.over):
+        set_aside(build.base / name, "previous")
     build.verify(build.data_hash())  # only now is the data set's content known
     build.announce(jobs)
-    build.clear()
+    for run in build.unfit:
+        if run not in build.kept:
+            set_aside(run.folder, "rejected")
+    if build.fault:
+        set_aside(build.base / "efficiency", "rejected")
     config = {"models": "+".join(options.models or []), "seeds": options.seeds}
     again = reports(build.profile, build.dataset)
-    if snakemake([f"{build.profile}/{build.dataset}"], jobs, locks, *again, **config):
+    if snakemake([f"{build.profile}/{build.dataset}"], jobs, *again, **config):
         print("\nNot everything could be made; what was finished is kept. The same command goes on from here.")
         # --quiet rules hides them in Snakemake
-        for log in sorted((paths.output_root() / "logs").rglob("*.log")):
+        for log in sorted((root / "logs").rglob("*.log")):
             last = (log.read_text(errors="replace").strip() or " ").splitlines()[-1]
             if log.stat().st_mtime > started and re.match(r"error: |[\w.]*(Error|Exception)\b", last):
-                print(f"  {log.stem}: {last}; more in {shown(log)}")
+                print(f"  {log.stem}: {last}; more in {log.relative_to(root)}")
         return 1
-    folders = [place(build.profile, build.dataset) for place in (paths.tables_dir, paths.figures_dir)]
+    folders = [paths.output_dir(kind, build.profile, build.dataset) for kind in ENDS]
     files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
     print(f"\nDone in {minutes(time.time() - started)}. {len(files)} files:")
     for path in files:
-        print(f"  {shown(path)}")
+        print(f"  {path.relative_to(root)}")
     return 0
-
-
-def default_jobs(profile: str, dataset: str) -> int:
-    """Runs at a time: one per card where the profile may use cards and there are any, else one per core."""
-    on_cards = profiles.wants_card(profile, dataset) and profiles.cards()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return on_cards or cores
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -338,7 +294,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--keep", action="store_true")
-    parser.add_argument("--retrain", action="store_true")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--traceback", action="store_true")
     options = parser.parse_args(argv)
@@ -349,40 +304,31 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace) -> int:
-    """What the command line asks for; returns the exit code."""
-    if options.profile == "all":
-        return everything(options.jobs or default_jobs("quick", "scenes"), options.dry_run)
-    if options.data_root:
-        if not (root := Path(options.data_root).expanduser()).is_dir():
-            raise HamletError(f"data root {options.data_root!r} is not a folder; create it or name another")
-        os.environ["HAMLET_DATA"] = str(root.resolve())
-    if options.dataset == "folder":
-        options.dataset = folder_slot(options)
-    build = Build(options)
-    jobs = options.jobs or default_jobs(options.profile, options.dataset)
-    if options.dry_run:
-        if options.fresh:
-            print(f"--fresh: what is stored of {', '.join(sorted(build.over))} would be set aside first")
-        build.verify(build.data_hash() if build.kept or profiles.kind(build.dataset) == "folder" else None)
-        build.announce(jobs)
-        return 0
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores the second on purpose
-            signal.signal(number, signal.default_int_handler)
-    with only_one([f"{build.profile}/{build.dataset}"]) as locks:
-        try:
-            return carry_out(build, jobs, options, locks)
-        except KeyboardInterrupt:
-            print("\nStopped. Finished runs are kept, a started one goes on from its last checkpoint:")
-            print("give the same command again.")
-            return 130
-
-
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     with one_line(argv):
-        return run(options)
+        if options.profile == "all":
+            return everything(options.jobs or cores(), options.dry_run)
+        if options.data_root:
+            if not (root := Path(options.data_root).expanduser()).is_dir():
+                raise HamletError(f"data root {options.data_root!r} is not a folder; create it or name another")
+            os.environ["HAMLET_DATA"] = str(root.resolve())
+        if options.dataset == "folder":
+            options.dataset = folder_slot(options)
+        build = Build(options)
+        # one run per card where the profile may use cards and there are any, else one per core
+        jobs = options.jobs or (profiles.wants_card(build.profile, build.dataset) and profiles.cards()) or cores()
+        if options.dry_run:
+            if options.fresh:
+                print(f"--fresh: what is stored of {', '.join(sorted(build.over))} would be set aside first")
+            build.verify(build.data_hash() if build.kept or profiles.kind(build.dataset) == "folder" else None)
+            build.announce(jobs)
+            return 0
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores the second on purpose
+                signal.signal(number, signal.default_int_handler)
+        with only_one([f"{build.profile}/{build.dataset}"]):
+            return carry_out(build, jobs, options)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ never a number.
 
 import contextlib
 import hashlib
-from dataclasses import dataclass, field
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,18 +18,9 @@ from scipy import stats
 from hamlet import paths
 from hamlet import statistics as st
 from hamlet.artifact import results as stored
-from hamlet.artifact.paper import (
-    REPORTED_BACKBONES,
-    Comparison,
-    Paper,
-    expected_rows,
-    foreign_backbone,
-    label,
-    tolerance,
-)
+from hamlet.artifact.paper import REPORTED_BACKBONES, Comparison, Paper, expected_rows, foreign_backbone, label, meets
 from hamlet.artifact.profiles import load_profile
-from hamlet.artifact.results import stored_datasets
-from hamlet.artifact.tables import fixed, rounded
+from hamlet.artifact.tables import fixed, rounded, spans
 from hamlet.errors import HamletError
 
 ALPHA = 0.05
@@ -36,38 +28,33 @@ PER_QUERY = ("AP", "P@1", "P@5", "P@10")
 STEADY = 9  # decimals of a replicate in per cent: what is equal must not differ by a processor's last bit
 
 
-@dataclass
-class Measured:
+class Measured(NamedTuple):
     """Paired results of one data set: ``values[run]`` (seeds, queries, 4) in PER_QUERY's order, ``labels``
     (queries,), ``efficiency[run]``."""
 
-    values: dict[str, np.ndarray] = field(default_factory=dict)
-    labels: np.ndarray | None = None
-    efficiency: dict[str, dict] = field(default_factory=dict)
+    values: dict[str, np.ndarray]
+    labels: np.ndarray | None
+    efficiency: dict[str, dict]
 
 
 def load_measured(profile: str, dataset: str, also: str | None = None) -> Measured:
     """Every finished run of a profile and, of profile ``also``, those that it lacks. ResultError if a file changed
     since its run, HamletError if the queries differ between runs."""
-    measured, by_run, reference, own = Measured(), {}, None, set()
-    for name in filter(None, (profile, also)):
-        try:
-            rows = stored.load_results(name, dataset)
-        except FileNotFoundError:  # nothing was run: the table says so, claim by claim
-            continue
-        for row in rows[~rows["run"].isin(own)].itertuples():
+    by_run, reference, efficiency = {}, None, {}
+    # where nothing was run the table says so, claim by claim
+    for name in [name for name in (profile, also) if name and stored.stored_runs(name, dataset)]:
+        rows = stored.load_results(name, dataset)
+        for row in rows[~rows["run"].isin(set(by_run))].itertuples():
             frame = _per_query(row.folder / "per_query.parquet")
             keys = frame[["query", "path", "label"]]
             reference = keys if reference is None else reference
             if not keys.equals(reference):
                 raise HamletError(f"{row.folder}: its queries differ from those of the other runs; run it again")
             by_run.setdefault(row.run, []).append(frame[list(PER_QUERY)].to_numpy(np.float64))
-        own = set(by_run)
-    measured.values = {run: np.stack(seeds) for run, seeds in sorted(by_run.items())}
-    measured.labels = None if reference is None else reference["label"].to_numpy()
     with contextlib.suppress(FileNotFoundError):
-        measured.efficiency = stored.load_efficiency(profile, dataset)["models"]
-    return measured
+        efficiency = stored.load_efficiency(profile, dataset)["models"]
+    values = {run: np.stack(seeds) for run, seeds in sorted(by_run.items())}
+    return Measured(values, None if reference is None else reference["label"].to_numpy(), efficiency)
 
 
 def _per_query(path: Path) -> pd.DataFrame:
@@ -92,7 +79,7 @@ class Replicates:
             if self.runs
         }
 
-    def missing(self, cells: set[tuple[str, str]]) -> list[str]:
+    def missing(self, cells: set[tuple[str, str]]) -> str:
         """What a claim needs and the results folder does not hold, or holds without any measure of its spread."""
         lacking, once = [], False
         for metric, name in sorted(cells):
@@ -103,7 +90,7 @@ class Replicates:
             elif column not in PER_QUERY and cost.get(column) is None:  # a device may not tell its memory
                 lacking.append(f"{'memory' if cost else 'efficiency'} of {run}")
             once |= metric == "memory" and "memory_mb_q25" not in cost
-        return [f"missing: {', '.join(lacking)}"] if lacking else ["memory was measured once"] * once
+        return f"missing: {', '.join(lacking)}" if lacking else "memory was measured once" * once
 
     def point(self, metric: str, name: str, helps: int = 1) -> float:
         run, column = name.lower(), self.paper.metrics[metric]["measured"]
@@ -124,11 +111,10 @@ class Replicates:
         z = np.random.default_rng([0, key]).standard_normal(self.resamples) / stats.norm.ppf(0.75)
         return middle * np.exp(np.where(z < 0, np.log(middle / low), np.log(high / middle)) * z)
 
-    def measure(self, parts: list[list[Comparison]], quantitative: bool) -> tuple[str, st.Interval, float]:
+    def measure(self, parts: list[tuple[Comparison, ...]], quantitative: bool) -> tuple[str, st.Interval, float]:
         """The part that decides, the interval of its value or margin, and the two-sided p of the whole."""
         points = [max(c.change(self.point, quantitative) for c in part) for part in parts]
-        draws = [np.max([c.change(self.draws, quantitative) for c in part], axis=0) for part in parts]
-        draws = [np.round(d, STEADY) for d in draws]
+        draws = [np.max([c.change(self.draws, quantitative) for c in part], axis=0).round(STEADY) for part in parts]
         sides = np.array([st.bootstrap_p_values(d) for d in draws])
         # all parts must hold: the weakest supports the claim; one that surely fails refutes it (Bonferroni)
         support, against = sides[:, 0].max(), min(1.0, sides[:, 1].min() * len(sides))
@@ -147,9 +133,7 @@ def verdict(claim: dict, interval: st.Interval, p_holm: float) -> str:
         return "contradicted"
     if claim["kind"] != "quantitative":
         return "reproduced"
-    target, slack = float(claim["reported"]), tolerance(claim)
-    meets = interval.low <= target + slack and interval.high >= target - slack
-    return "reproduced" if meets else "direction only"
+    return "reproduced" if meets(claim, interval.low, interval.high) else "direction only"
 
 
 def judged(source: Replicates) -> pd.DataFrame:
@@ -158,9 +142,9 @@ def judged(source: Replicates) -> pd.DataFrame:
     for claim in source.paper.claims:
         row = {"decided_by": "", **dict.fromkeys(("value", "low", "high", "p"), np.nan)}
         parts, quantitative = source.paper.parts(claim), claim["kind"] == "quantitative"
-        lacking = source.missing({side[1:] for part in parts for c in part for side in (c.left, c.right) if side})
-        row["reason"] = claim.get("not_testable") or "".join(lacking)
-        if (parts and not lacking) or lacking == ["memory was measured once"]:
+        lacking = source.missing({cell for part in parts for c in part for cell in c.cells})
+        row["reason"] = claim.get("not_testable") or lacking
+        if parts and not lacking.startswith("missing"):
             part, interval, p = source.measure(parts, quantitative)
             row |= {"value": interval.estimate, "decided_by": "" if quantitative else part}
             row |= {} if lacking else {"low": interval.low, "high": interval.high}
@@ -168,12 +152,9 @@ def judged(source: Replicates) -> pd.DataFrame:
         rows.append(row)
     table = rounded(pd.DataFrame(rows))
     table["p_holm"] = st.holm(table["p"])
-    table["verdict"] = [
-        "not testable here"
-        if row["reason"]
-        else verdict(claim, st.Interval(row["value"], row["low"], row["high"]), row["p_holm"])
-        for claim, row in zip(source.paper.claims, table.to_dict("records"), strict=True)
-    ]
+    measured = zip(source.paper.claims, *(table[key] for key in ("value", "low", "high", "p_holm")), strict=True)
+    table["verdict"] = [verdict(claim, st.Interval(*interval), p) for claim, *interval, p in measured]
+    table["verdict"] = table["verdict"].where(table["reason"] == "", "not testable here")
     return table
 
 
@@ -197,21 +178,17 @@ def claims_table(profile: str, dataset: str, resamples: int = 10_000) -> pd.Data
 def side_by_side(profile: str, datasets: list[str]) -> pd.DataFrame:
     """What holds: each claim that came out reproduced or contradicted on one of the data sets, with its figure on each,
     from the claims.csv that notebook 06 wrote."""
-    columns, stated = {}, None
+    columns, stated = {}, pd.DataFrame(columns=["Claim", "Statement", "Reported"]).set_index("Claim")
     for dataset in datasets:
-        path = paths.tables_dir(profile, dataset) / "claims.csv"
-        if not path.is_file():
-            columns[dataset] = None
-            continue
-        table = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("Claim")
-        unit = table["Reported"].where(table["Reported"] == "", table["Reported"].str.extract(r"(%?)$")[0])
-        figure = table["Measured"] + unit.replace("", "%")
-        columns[dataset] = table["Verdict"] + (": " + figure).where(table["Measured"] != "", "")
-        stated = table[["Statement", "Reported"]]
-    if stated is None:
-        return pd.DataFrame(columns=["Claim", "Statement", "Reported", *datasets])
-    found = stated.assign(**{d: "not there yet: run 06_claims" if c is None else c for d, c in columns.items()})
-    decided = [found[d].str.startswith(("reproduced", "contradicted")) for d in datasets]
+        columns[dataset] = "not there yet: run 06_claims"
+        if (path := paths.output_dir("tables", profile, dataset) / "claims.csv").is_file():
+            table = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("Claim")
+            unit = table["Reported"].where(table["Reported"] == "", table["Reported"].str.extract(r"(%?)$")[0])
+            figure = table["Measured"] + unit.replace("", "%")
+            columns[dataset] = table["Verdict"] + (": " + figure).where(table["Measured"] != "", "")
+            stated = table[["Statement", "Reported"]]
+    found = stated.assign(**columns)
+    decided = [found[dataset].str.startswith(("reproduced", "contradicted")) for dataset in datasets]
     return found[np.any(decided, axis=0)].reset_index()
 
 
@@ -219,11 +196,10 @@ def _compare(a: np.ndarray, b: np.ndarray, draws: list[np.ndarray], permutations
     """One row: a, b (seeds, queries) average precisions; draws: replicates of the difference, by query and class."""
     first, second = a.mean(axis=0), b.mean(axis=0)
     effects = st.effect_sizes(first, second)
-    nested, classes = (st.percentile_interval(effects["mean_difference"], d) for d in draws)
+    nested, classes = (st.percentile_interval(effects["mean_difference"], d.round(STEADY)) for d in draws)
     row = {"mAP_first": a.mean(), "mAP_second": b.mean(), "difference": nested.estimate}
     row |= {"low": nested.low, "high": nested.high, "low_classes": classes.low, "high_classes": classes.high}
-    row |= {"p": st.randomisation_test(first, second, permutations=permutations)}
-    row |= {"d_z": effects["d_z"], "rank_biserial": effects["rank_biserial"]}
+    row |= {"p": st.randomisation_test(first, second, permutations=permutations), **effects}
     row |= {"seeds": f"{len(a)}/{len(b)}", "queries": a.shape[1]}
     if min(len(a), len(b)) < 2:
         return row | {"improvement": np.nan, "reason": "P(improvement) needs two seeds of both"}
@@ -233,26 +209,20 @@ def _compare(a: np.ndarray, b: np.ndarray, draws: list[np.ndarray], permutations
 
 def pairs(runs: list[str]) -> list[tuple[str, str]]:
     """HAMLET's first backbone against every other row, then its second against the controls on that backbone."""
-    rows = list(expected_rows(runs))
     backbone = foreign_backbone(runs) or REPORTED_BACKBONES[0]
     first = f"hamlet_{backbone.lower()}"
-    found = [(first, run) for run in rows if run != first]
     mobile = ("hamlet_mobilenetv3-no_text", "gem_mobilenetv3", "mlp_mobilenetv3")
-    return found + ([] if backbone not in REPORTED_BACKBONES else [("hamlet_mobilenetv3", run) for run in mobile])
+    found = [(first, run) for run in expected_rows(runs) if run != first]
+    return found + [("hamlet_mobilenetv3", run) for run in mobile if backbone in REPORTED_BACKBONES]
 
 
 def ablation_pairs(runs: list[str]) -> list[tuple[str, str]]:
     """HAMLET in full against every other run of the profile "ablation", named for the backbone of ``runs``; a variant
     whose exchange is cut as well against that variant."""
     backbone = (foreign_backbone(runs) or REPORTED_BACKBONES[0]).lower()
-    first, *others = (
-        f"{name.partition('_')[0]}_{backbone}{dash}{variant}"
-        for name, dash, variant in (run.partition("-") for run in load_profile("ablation")["runs"])
-    )
-    return [
-        (whole if (whole := run.removesuffix("_no_exchange")) in others and whole != run else first, run)
-        for run in others
-    ]
+    first, *others = [re.sub("_[^-]+", f"_{backbone}", run, count=1) for run in load_profile("ablation")["runs"]]
+    wholes = {run: run.removesuffix("_no_exchange") for run in others}
+    return [(whole if whole in others and whole != run else first, run) for run, whole in wholes.items()]
 
 
 def comparisons(profile: str, dataset: str, ablation: bool = False, resamples: int = 10_000) -> pd.DataFrame:
@@ -273,8 +243,7 @@ def comparisons(profile: str, dataset: str, ablation: bool = False, resamples: i
             rows.append(row | {"p": np.nan, "reason": f"missing: {', '.join(lacking)}"})
             continue
         one, two = (runs.index(run) for run in pair)
-        differences = [np.round(d[:, one] - d[:, two], STEADY) for d in draws]
-        rows.append(row | _compare(values[one], values[two], differences, resamples))
+        rows.append(row | _compare(values[one], values[two], [d[:, one] - d[:, two] for d in draws], resamples))
     order = "first second mAP_first mAP_second difference low high low_classes high_classes p d_z rank_biserial"
     table = rounded(pd.DataFrame(rows).reindex(columns=[*order.split(), "improvement", "seeds", "queries", "reason"]))
     table.insert(table.columns.get_loc("p") + 1, "p_holm", st.holm(table["p"]))
@@ -292,23 +261,21 @@ def language(profile: str, dataset: str, resamples: int = 10_000) -> pd.DataFram
     runs = stored.load_results(profile, dataset)
     runs = runs[runs["model"].str.startswith("hamlet")]
     kept = runs[runs["variant"] == "shuffled"].merge(runs[runs["variant"] == "default"], on=["model", "seed"])
+    sides = [[_per_query(f / "per_query.parquet") for f in kept[side]] for side in ("folder_y", "folder_x")]
     rows = []
     for name, column in (("mAP", "AP"), ("HAP", "HAP")):
         row = {"metric": name, "p": np.nan, "reason": "missing: HAMLET with shuffled captions, or without"}
-        sides = [[_per_query(f / "per_query.parquet") for f in kept[side]] for side in ("folder_y", "folder_x")]
         whole = [i for i, pair in enumerate(zip(*sides, strict=True)) if all(column in f for f in pair)]
         if whole:
             true, shuffled = (np.stack([side[i][column].to_numpy() for i in whole]) for side in sides)
             clusters = (None, sides[0][0]["label"].to_numpy())
             draws = [st.bootstrap_means([true, shuffled], c, resamples) for c in clusters]
-            row |= _compare(true, shuffled, [np.round(d[:, 0] - d[:, 1], STEADY) for d in draws], resamples)
+            row |= _compare(true, shuffled, [d[:, 0] - d[:, 1] for d in draws], resamples)
             row |= {"true": row["mAP_first"], "shuffled": row["mAP_second"], "reason": ""}
         elif len(kept):
-            graded = [
-                r.map(lambda kept: kept["metrics"]["hierarchical"]["HAP"]).mean()
-                for r in (kept["result_y"], kept["result_x"])
-            ]
-            row |= {"true": graded[0], "shuffled": graded[1], "difference": graded[0] - graded[1]}
+            results = (kept["result_y"], kept["result_x"])
+            true, shuffled = (r.map(lambda one: one["metrics"]["hierarchical"]["HAP"]).mean() for r in results)
+            row |= {"true": true, "shuffled": shuffled, "difference": true - shuffled}
             row |= {"seeds": f"{len(kept)}/{len(kept)}", "reason": "not kept for single queries"}
         rows.append(row)
     order = ["metric", "true", "shuffled", "difference", "low", "high", "low_classes", "high_classes", "p", "seeds"]
@@ -319,17 +286,21 @@ def printed_language(table: pd.DataFrame) -> pd.DataFrame:
     """`language` as strings."""
     columns = {"Metric": table["metric"], "True text": fixed(table["true"], 4)}
     columns |= {"Shuffled": fixed(table["shuffled"], 4), "Difference": fixed(table["difference"], 4, "+")}
-    fine = pd.Series(True, table.index)
-    columns |= {"95%, queries": _spans(table, "", fine), "95%, classes": _spans(table, "_classes", fine)}
-    columns |= {"p": fixed(table["p"], 4), "Seeds": table["seeds"].astype(object).where(table["seeds"].notna(), "")}
-    return pd.DataFrame(columns | {"Why empty": table["reason"]})
+    columns |= _intervals(table, "95%, ") | {"p": fixed(table["p"], 4)}
+    return pd.DataFrame(columns | {"Seeds": table["seeds"].astype(object).fillna(""), "Why empty": table["reason"]})
+
+
+def _intervals(table: pd.DataFrame, name: str, decimals: int | np.ndarray = 4) -> dict[str, list[str]]:
+    """The columns of the two intervals, named by what was resampled."""
+    ends = {"queries": "", "classes": "_classes"}
+    return {name + of: spans(table["low" + end], table["high" + end], decimals, "[{}, {}]") for of, end in ends.items()}
 
 
 def improvement(profile: str) -> pd.DataFrame:
     """Probability of improvement over data sets (Agarwal et al. 2021) of the pairs that ``comparisons`` has: every data
     set of the profile counts on which both configurations have two seeds; one row of strings a pair."""
     loaded, refused, rows = {}, [], []
-    for dataset in stored_datasets(profile):
+    for dataset in stored.stored_datasets(profile):
         try:
             loaded[dataset] = load_measured(profile, dataset).values
         except HamletError:  # another data set's damage: its own build explains it
@@ -348,21 +319,12 @@ def improvement(profile: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _spans(table: pd.DataFrame, ends: str, fine: pd.Series) -> pd.Series:
-    rows = zip(table["low" + ends], table["high" + ends], fine.map({True: 4, False: 1}), strict=True)
-    texts = ["" if np.isnan(low) else f"[{low:.{d}f}, {high:.{d}f}]" for low, high, d in rows]
-    return pd.Series(texts, table.index, dtype=object)
-
-
 def printed_claims(table: pd.DataFrame) -> pd.DataFrame:
     """`claims_table` as strings, verdicts first, intervals named by what was resampled. The Japanese text and the
     formulas stay in data/paper/claims.yaml, under the same id."""
     over = "95%, seeds x " if table["seeds"].gt(1).any() else "95%, "
     # accuracies have four decimals, per cent one
-    fine = table["unit"].eq("") & table["kind"].eq("quantitative")
-    value = pd.Series(fixed(table["value"], 1), table.index).mask(
-        fine, pd.Series(fixed(table["value"], 4), table.index)
-    )
+    decimals = np.where(table["unit"].eq("") & table["kind"].eq("quantitative"), 4, 1)
     # in words, which LaTeX prints in every font
     decided, other = (
         table[key].str.replace(" > ", " above ").str.replace(" < ", " below ")
@@ -370,9 +332,9 @@ def printed_claims(table: pd.DataFrame) -> pd.DataFrame:
     )
     columns = {"Claim": table["id"], "Verdict": table["verdict"], "Verdict, other classes": table["verdict_classes"]}
     columns |= {"Statement": table["english"], "Reported": table["reported"] + table["unit"]}
-    columns |= {"Measured": value, f"{over}queries": _spans(table, "", fine)}
+    columns |= {"Measured": fixed(table["value"], decimals)} | _intervals(table, over, decimals)
     # the interval over classes names its part where that is another one
-    columns[f"{over}classes"] = _spans(table, "_classes", fine) + (" of " + other).where(other != decided, "")
+    columns[f"{over}classes"] = columns[f"{over}classes"] + (" of " + other).where(other != decided, "")
     columns |= {"p (Holm)": fixed(table["p_holm"], 4), "Decided by": decided, "Arithmetic": table["arithmetic"]}
     return pd.DataFrame(columns | {"Why not": table["reason"]})
 
@@ -380,11 +342,8 @@ def printed_claims(table: pd.DataFrame) -> pd.DataFrame:
 def printed_comparisons(table: pd.DataFrame) -> pd.DataFrame:
     """`comparisons` as strings."""
     over = "95%, seeds x " if table["seeds"].dropna().ne("1/1").any() else "95%, "
-    fine = pd.Series(True, table.index)
     columns = {"First": table["first"], "Second": table["second"], "Difference in mAP": fixed(table["difference"], 4)}
-    columns |= {f"{over}queries": _spans(table, "", fine), f"{over}classes": _spans(table, "_classes", fine)}
-    columns |= {"p": fixed(table["p"], 4), "p (Holm)": fixed(table["p_holm"], 4), "d_z": fixed(table["d_z"], 2)}
-    columns |= {"Rank-biserial": fixed(table["rank_biserial"], 2)}
-    columns |= {"P(improvement)": fixed(table["improvement"], 2)}
-    columns |= {"Seeds": table["seeds"].astype(object).where(table["seeds"].notna(), "")}
+    columns |= _intervals(table, over) | {"p": fixed(table["p"], 4), "p (Holm)": fixed(table["p_holm"], 4)}
+    columns |= {"d_z": fixed(table["d_z"], 2), "Rank-biserial": fixed(table["rank_biserial"], 2)}
+    columns |= {"P(improvement)": fixed(table["improvement"], 2), "Seeds": table["seeds"].astype(object).fillna("")}
     return pd.DataFrame(columns | {"Why empty": table["reason"]})

@@ -37,40 +37,37 @@ def code_hashes(run: Run) -> dict[str, str]:
         name = ".".join(path.relative_to(paths.ROOT).with_suffix("").parts) if inside else path.stem
         if name in found or name in NOT_NUMBERS:
             continue
-        found[name], imported = _module(path, path.stat().st_mtime_ns)
+        _, found[name], imported = _module(path, path.stat().st_mtime_ns)
         files = [paths.ROOT / f"{module.replace('.', '/')}.py" for module in imported]
         waiting += [file for file in files if file.is_file()]
-    for node in _tree(path := package / "artifact" / "run.py", path.stat().st_mtime_ns).body:
+    for node in _module(path := package / "artifact" / "run.py", path.stat().st_mtime_ns)[0].body:
         if getattr(node, "name", "") in FUNCTIONS:
-            found[f"hamlet.artifact.run.{node.name}"] = _hash(node)
+            found[f"hamlet.artifact.run.{node.name}"] = json_hash(_plain(node))
     notebook = json.loads((paths.NOTEBOOKS / "01_train_evaluate.ipynb").read_text(encoding="utf-8"))
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    found["notebooks/01_train_evaluate"] = hashlib.sha256(json.dumps(cells).encode()).hexdigest()
+    found["notebooks/01_train_evaluate"] = json_hash(cells)
     return dict(sorted(found.items()))
 
 
 def same_code(name: str, before: str | None, now: str | None) -> bool:
     """Whether a module's two hashes are equal, or joined by changes that were shown to move no number."""
     reached = {before}
-    for old, new in _shown_equal().get(name, []):
-        reached |= {new} if old in reached else {old} if new in reached else set()
+    for modules in _shown_equal():
+        pair = set(modules.get(name, ()))
+        reached |= pair if pair & reached else set()
     return now in reached
 
 
 @functools.cache
-def _shown_equal() -> dict[str, list[list[str]]]:
-    """Module -> pairs of hashes, in the order of time, from workflow/same_code.json."""
-    found: dict[str, list[list[str]]] = {}
-    if SAME_CODE.is_file():
-        for change in json.loads(SAME_CODE.read_text(encoding="utf-8")):
-            for name, pair in change["modules"].items():
-                found.setdefault(name, []).append(pair)
-    return found
+def _shown_equal() -> list[dict[str, list[str]]]:
+    """workflow/same_code.json in the order of time: module -> the pair of its hashes."""
+    known = json.loads(SAME_CODE.read_text(encoding="utf-8")) if SAME_CODE.is_file() else []
+    return [change["modules"] for change in known]
 
 
-def combined(hashes: dict[str, str]) -> str:
-    """One sha256 for all of them."""
-    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+def json_hash(value: object) -> str:
+    """sha256 of a value's JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def registering(room: str, name: str) -> Path:
@@ -86,26 +83,15 @@ def registering(room: str, name: str) -> Path:
 
 
 @functools.cache
-def _module(path: Path, changed: int) -> tuple[str, list[str]]:
-    """The hash of a file's code, and what it imports from hamlet."""
-    tree, imported = _tree(path, changed), []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "hamlet":
-            imported += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return _hash(tree), imported
-
-
-@functools.cache
-def _tree(path: Path, changed: int) -> ast.Module:
-    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+def _module(path: Path, changed: int) -> tuple[ast.Module, str, list[str]]:
+    """A file's code, its hash, and what it imports from hamlet."""
+    tree, imported = ast.parse(path.read_text(encoding="utf-8"), str(path)), []
     for node in ast.walk(tree):
         if isinstance(body := getattr(node, "body", None), list):  # a bare string is a docstring or a remark
             node.body = [s for s in body if not isinstance(s, ast.Expr) or not isinstance(s.value, ast.Constant)]
-    return tree
-
-
-def _hash(tree: ast.AST) -> str:
-    return hashlib.sha256(json.dumps(_plain(tree)).encode()).hexdigest()
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "hamlet":
+            imported += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tree, json_hash(_plain(tree)), imported
 
 
 def _plain(node: object) -> object:

@@ -5,7 +5,6 @@ weights stands in where its cost does not depend on them; HAMLET's does (which t
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from hamlet import paths
 from hamlet.artifact import profiles
 from hamlet.artifact.profiles import Run
-from hamlet.artifact.results import digest, read_verified, stored_runs
+from hamlet.artifact.results import digest, first_runs, read_verified
 from hamlet.artifact.run import build_model, end_with_parent, load_data, own_temporary_folder, provenance
 from hamlet.efficiency import MEMORY, WARMUP, compare
 from hamlet.errors import HamletError, one_line
@@ -25,16 +24,10 @@ from hamlet.training import choose_device
 WEIGHTS = "model.safetensors"
 
 
-def first_runs(profile: str, dataset: str) -> dict[str, Run]:
-    """Run name -> its stored run of the lowest seed."""
-    runs = sorted(stored_runs(profile, dataset), key=lambda run: -run.seed)
-    return {run.run_name: run for run in sorted(runs, key=lambda run: run.run_name)}
-
-
 def query_images(data, count: int, size: int, model: RetrievalModel) -> torch.Tensor:
     """``count`` images spread evenly over the query split, float32 (count, 3, size, size), normalised for ``model``."""
     chosen = np.linspace(0, len(data.query) - 1, count).round().astype(int)
-    images = torch.from_numpy(np.stack([data.query.images[i] for i in chosen])).permute(0, 3, 1, 2)
+    images = torch.from_numpy(data.query.images[chosen]).permute(0, 3, 1, 2)
     return evaluation_transform(size, model.mean, model.std)(images).contiguous()
 
 
@@ -49,7 +42,7 @@ def weights_of(run: Run, settings: dict, folder: Path) -> Path | None:
     return path
 
 
-def measure(profile: str, dataset: str, data_root: str = "") -> Path:
+def measure(profile: str, dataset: str) -> Path:
     """Measure the stored runs of the profile as its section ``efficiency`` says; returns the result.json written.
 
     A HAMLET whose weights are not there has no row. Raises HamletError where nothing is left to be measured.
@@ -57,36 +50,30 @@ def measure(profile: str, dataset: str, data_root: str = "") -> Path:
     asked = profiles.load_profile(profile)["efficiency"]
     repeats, size = asked["repeats"], asked["image_size"]
     device = choose_device(profiles.of_dataset(profile, dataset)["device"]).type
-    threads = torch.get_num_threads()
     runs = first_runs(profile, dataset)
     stored = {name: read_verified(run.folder / "result.json") for name, run in runs.items()}
     if not stored:
         raise HamletError(f"no finished run of {profile} on {dataset}: ./run_all.sh {profile} --dataset {dataset}")
     settings = {name: profiles.parameters(runs[name]) | record["parameters"] for name, record in stored.items()}
     torch.set_num_threads(1)  # what one core does: the report's batch of one image leaves little to share
-    try:
-        with own_temporary_folder() as folder:
-            found = {name: weights_of(run, settings[name], folder) for name, run in runs.items()}
-            weights = {name: path for name, path in found.items() if path}
-            if not weights:
-                raise HamletError(
-                    f"none of {', '.join(runs)} has weights (git keeps none), and HAMLET's cost depends on them: set "
-                    f"{paths.results_dir(profile, dataset)} aside and build again"
-                )
-            data = load_data(dataset, next(iter(settings.values())), data_root)
-            images = query_images(data, repeats, size, load_model(next(iter(weights.values()))))
-            rows = compare(weights, images, device)
-        source = {**provenance(device), "threads": 1}
-    finally:
-        torch.set_num_threads(threads)
-    fresh = [name for name, path in weights.items() if path.parent != runs[name].folder]
+    with own_temporary_folder() as folder:
+        found = {name: weights_of(run, settings[name], folder) for name, run in runs.items()}
+        weights = {name: path for name, path in found.items() if path}
+        if not weights:
+            raise HamletError(
+                f"none of {', '.join(runs)} has weights (git keeps none), and HAMLET's cost depends on them: set "
+                f"{paths.output_dir('results', profile, dataset)} aside and build again"
+            )
+        data = load_data(dataset, next(iter(settings.values())))
+        images = query_images(data, repeats, size, load_model(next(iter(weights.values()))))
+        rows = compare(weights, images, device)
     given = {"profile": profile, "dataset": dataset, "device": device, "image_size": size, "batch_size": 1}
-    given |= {"images": repeats, "warmup": WARMUP, "dtype": "float32", "new_weights": fresh}
-    given |= {"memory": MEMORY.get(device, "not measured.")}
+    given |= {"images": repeats, "warmup": WARMUP, "dtype": "float32", "memory": MEMORY.get(device, "not measured.")}
+    given["new_weights"] = [name for name, path in weights.items() if path.parent != runs[name].folder]
     given["runs"] = {name: stored[name]["digest"] for name in weights}
-    content = {"schema": 1, "parameters": given, "models": rows, "provenance": source}
-    path = paths.results_dir(profile, dataset) / "efficiency" / "result.json"
-    paths.write_json(path, json.loads(json.dumps(content | {"digest": digest(content)})))
+    content = {"schema": 1, "parameters": given, "models": rows, "provenance": provenance(device)}
+    path = paths.output_dir("results", profile, dataset) / "efficiency" / "result.json"
+    paths.write_json(path, content | {"digest": digest(content)})
     return path
 
 
@@ -95,14 +82,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m hamlet.artifact.cost", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="quick")
     parser.add_argument("--dataset", default="scenes")
-    parser.add_argument("--data-root", default="")
     parser.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--traceback", action="store_true")
     given = parser.parse_args(arguments)
     if given.with_parent:
         end_with_parent()
     with one_line(arguments):
-        print(measure(given.profile, given.dataset, given.data_root))
+        print(measure(given.profile, given.dataset))
 
 
 if __name__ == "__main__":

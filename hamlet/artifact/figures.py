@@ -33,12 +33,8 @@ EDGE = ("axes fraction", "data")  # values stand in a column at the right edge, 
 LIMIT, RESOLUTIONS = 2_000_000, (150, 110, 80, 60)  # bytes; pixels per inch, best first
 AREA = 9  # square points of a marker per million parameters
 MARKERS = {"HAMLET": "o", "SPARSE": "s", "MACE": "^", "SpCa": "D", "DSCF": "v", "GeM": "P", "MLP": "X"}
-INDEXES = {  # colour and marker of each kind of hamlet.search
-    "flat": ("#000000", "o"),
-    "ivfpq": ("#0072B2", "s"),
-    "hnsw": ("#E69F00", "^"),
-    "sparse": ("#999999", "D"),
-}
+# colour and marker of each kind of hamlet.search
+INDEXES = {"flat": ("#000000", "o"), "ivfpq": ("#0072B2", "s"), "hnsw": ("#E69F00", "^"), "sparse": ("#999999", "D")}
 HALO = [withStroke(linewidth=2.5, foreground="white")]  # keeps text legible on what it crosses
 REPORTED = "value in the report (other data, other machine)"
 STYLE = {
@@ -52,44 +48,42 @@ STYLE = {
 def save_figure(figure: Figure, stem: Path, data: pd.DataFrame) -> list[Path]:
     """Write ``stem`` as .pdf, .png and .csv (floats at 6 significant digits), without dates or program names; both
     pictures carry the alternative text. The resolution is the highest of RESOLUTIONS that keeps a file below LIMIT."""
-    stem, written = Path(stem), []
-    _inert(figure)
+    written = []
     plain = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None, "Subject": figure.get_label()}}
     plain["png"] = {"Software": None, "Description": figure.get_label()}
     for end, metadata in plain.items():
         for dpi in RESOLUTIONS:
-            buffer = io.BytesIO()
-            with plt.rc_context(STYLE):
-                figure.savefig(buffer, format=end, dpi=dpi, bbox_inches="tight", metadata=metadata)
-            if buffer.tell() < LIMIT:
+            content = _rendered(figure, format=end, dpi=dpi, bbox_inches="tight", metadata=metadata)
+            if len(content) < LIMIT:
                 break
-        written.append(write_bytes(stem.with_name(f"{stem.name}.{end}"), buffer.getvalue()))
-    rows = rounded(data, 6).to_csv(index=False).encode()
-    return [*written, write_bytes(stem.with_name(f"{stem.name}.csv"), rows)]
+        written.append(write_bytes(Path(f"{stem}.{end}"), content))
+    return [*written, write_bytes(Path(f"{stem}.csv"), rounded(data, 6).to_csv(index=False).encode())]
 
 
 def shown(figure: Figure) -> Image:
     """The figure for a notebook: a picture of at most 1,040 pixels across, with its alternative text."""
-    buffer = io.BytesIO()
-    _inert(figure)
-    with plt.rc_context(STYLE):
-        dpi = min(100, 1040 / figure.get_figwidth())
-        figure.savefig(buffer, format="jpeg", dpi=dpi, pil_kwargs={"quality": 88})
-    return Image(buffer.getvalue(), format="jpeg", alt=figure.get_label())
+    dpi = min(100, 1040 / figure.get_figwidth())
+    picture = _rendered(figure, format="jpeg", dpi=dpi, pil_kwargs={"quality": 88})
+    return Image(picture, format="jpeg", alt=figure.get_label())
 
 
-def _inert(figure: Figure) -> None:
-    """No text is a formula: a class may be called cost_$5_$6."""
-    for text in figure.findobj(Text):
+def _rendered(figure: Figure, **options) -> bytes:
+    for text in figure.findobj(Text):  # no text is a formula: a class may be called cost_$5_$6
         text.set_parse_math(False)
+    buffer = io.BytesIO()
+    with plt.rc_context(STYLE):
+        figure.savefig(buffer, **options)
+    return buffer.getvalue()
 
 
-def new_figure(rows: int, columns: int, size: tuple[float, float], alt: str, **options) -> tuple[Figure, np.ndarray]:
-    """A styled figure with its alternative text; pyplot forgets it at once, so that a notebook shows it once."""
+def new_figure(rows: int, columns: int, size: tuple, title: str, told: str, **options) -> tuple[Figure, np.ndarray]:
+    """A styled figure below its title, which begins its alternative text; ``told`` is the rest. pyplot forgets it at
+    once, so that a notebook shows it once."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
     plt.close(figure)
-    figure.set_label(alt)
+    figure.set_label(f"{title}. {told}")
+    figure.suptitle(title, parse_math=False)
     return figure, axes
 
 
@@ -103,7 +97,7 @@ def _bars(axis: plt.Axes, rows: pd.DataFrame, value: str, low: str, high: str, r
             continue
         hatch = "////" if row["group"] == "control" else None
         axis.barh(place, row[value], 0.72, color=COLOURS[row["backbone"]], edgecolor="black", lw=0.6, hatch=hatch)
-        if not pd.isna(row[low]):
+        if not pd.isna(row.get(low)):
             # a light edge, seen on hatching in grey too
             for colour, width in (("white", 3.3), ("black", 1.3)):
                 whisker = {"color": colour, "lw": width, "marker": "|", "ms": 5, "mew": width}
@@ -112,11 +106,12 @@ def _bars(axis: plt.Axes, rows: pd.DataFrame, value: str, low: str, high: str, r
             dots = {"mfc": "white", "mec": "black", "mew": 0.7, "ms": 3, "zorder": 4, "gid": "seeds"}
             axis.plot([row["lowest_seed"], row["highest_seed"]], [place + 0.22] * 2, "o", **dots)
         axis.annotate(f"{row[value]:.{decimals}f}", (1, place), xycoords=EDGE, ha="right", va="center")
-        if not pd.isna(row[reported]):
+        if not pd.isna(row.get(reported)):
             axis.plot(row[reported], place, "D", mfc="white", mec="black", ms=5, zorder=5)
     axis.set_yticks(places, rows["model"])
     axis.set_ylim(places[-1] + 0.6, -0.6)
-    axis.set_xlim(0, 1.3 * np.nanmax(rows[[value, high, reported]].to_numpy(dtype=float), initial=1e-9))
+    ends = rows.reindex(columns=[value, high, reported]).to_numpy(dtype=float)
+    axis.set_xlim(0, 1.3 * np.nanmax(ends, initial=1e-9))
     axis.tick_params(axis="y", length=0)
 
 
@@ -139,34 +134,29 @@ def accuracy_bars(summary: pd.DataFrame, title: str) -> Figure:
     rows["high"] = summary["mean"] + summary[f"{over}_half_width"]
     best = measured[measured["metric"] == "mAP"].sort_values("mean", ascending=False).head(2)
     told = " and ".join(f"{row.model} ({row.mean:.3f})" for row in best.itertuples(index=False))
-    alt = f"{title}. Bars of mAP, P@1, P@5 and P@10 for {measured['run'].nunique()} rows; highest mAP: {told}."
-    figure, axes = new_figure(1, len(ACCURACY), (13, 5.4), alt, sharey=True)
+    told = f"Bars of mAP, P@1, P@5 and P@10 for {measured['run'].nunique()} rows; highest mAP: {told}."
+    figure, axes = new_figure(1, len(ACCURACY), (13, 5.4), title, told, sharey=True)
     for axis, metric in zip(axes[0], ACCURACY, strict=True):
         _bars(axis, rows[rows["metric"] == metric], "mean", "low", "high", "reported", 3)
         axis.set_xlabel(metric)
     dots = "; dots: lowest and highest seed" if (measured["seeds"] > 1).any() else ""
     _legend(figure, rows, f"95% interval over {'seeds' if over == 'seed' else 'queries'}{dots}")
-    figure.suptitle(title)
     return figure
 
 
 def efficiency_bars(summary: pd.DataFrame, title: str) -> Figure:
     """Latency, memory, parameters and multiply-adds with such quartiles as were measured, from
     `tables.efficiency_summary`."""
-    rows = summary.assign(none=np.nan)
     times = summary.dropna(subset="latency_ms").sort_values("latency_ms")
-    told = [f"{row.model} ({row.latency_ms:.1f} ms)" for row in times.iloc[[0, -1]].itertuples()] if len(times) else []
-    figure, axes = new_figure(
-        1, 4, (13, 5.4), f"{title}. Bars for {len(times)} rows, fastest and slowest: {', '.join(told)}.", sharey=True
-    )
+    ends = [f"{row.model} ({row.latency_ms:.1f} ms)" for row in times.iloc[[0, -1]].itertuples()] if len(times) else []
+    told = f"Bars for {len(times)} rows, fastest and slowest: {', '.join(ends)}."
+    figure, axes = new_figure(1, 4, (13, 5.4), title, told, sharey=True)
     for axis, (name, key) in zip(axes[0], COSTS.items(), strict=False):
-        low, high = (column if column in rows else "none" for column in (f"{key}_q25", f"{key}_q75"))
-        reported = f"reported_{key}" if f"reported_{key}" in rows else "none"
-        _bars(axis, rows, key, low, high, reported, 1 if key in ("latency_ms", "memory_mb") else 2)
+        decimals = 1 if key in ("latency_ms", "memory_mb") else 2
+        _bars(axis, summary, key, f"{key}_q25", f"{key}_q75", f"reported_{key}", decimals)
         axis.set_xlabel(name)
-    apart = rows.get("memory_mb_q25", rows["none"]).notna().any()
-    _legend(figure, rows, "quartiles over images" + (" (memory: over processes)" if apart else ""))
-    figure.suptitle(title)
+    apart = summary.filter(["memory_mb_q25"]).notna().any(axis=None)
+    _legend(figure, summary, "quartiles over images" + (" (memory: over processes)" if apart else ""))
     return figure
 
 
@@ -175,18 +165,17 @@ def tradeoff_data(accuracy: pd.DataFrame, efficiency: pd.DataFrame) -> pd.DataFr
     their intervals (quartiles over images, 95% over queries; equal where none is known), parameters_m, and pareto: no
     row of that source is at least as fast and as accurate and better in one."""
     identity = ["run", "model", "group", "backbone"]
-    joined = accuracy[accuracy["metric"] == "mAP"].merge(efficiency.drop(columns=identity[1:]), on="run")
-    joined["mAP_low"] = joined["mean"] - joined["query_half_width"]
-    joined["mAP_high"] = joined["mean"] + joined["query_half_width"]
+    joined = accuracy[accuracy["metric"] == "mAP"].merge(efficiency)
+    half, time, quality = joined["query_half_width"], "reported_latency_ms", "reported"
+    joined = joined.assign(mAP_low=joined["mean"] - half, mAP_high=joined["mean"] + half)
     names = ["latency_ms", "mAP", "parameters_m", "latency_low", "latency_high", "mAP_low", "mAP_high"]
     columns = {
         "measured": ["latency_ms", "mean", "parameters_m", "latency_ms_q25", "latency_ms_q75", "mAP_low", "mAP_high"],
-        "reported": ["reported_latency_ms", "reported", "reported_parameters_m"],
+        "reported": [time, quality, "reported_parameters_m", time, time, quality, quality],
     }
-    columns["reported"] += ["reported_latency_ms"] * 2 + ["reported"] * 2
     frames = []
     for source, taken in columns.items():
-        frame = joined[identity].assign(**{name: joined[column] for name, column in zip(names, taken, strict=True)})
+        frame = joined[identity + taken].set_axis(identity + names, axis=1)
         frame = frame.dropna(subset=names[:3]).assign(source=source)
         time, quality = frame["latency_ms"].to_numpy(), frame["mAP"].to_numpy()
         as_good = (time <= time[:, None]) & (quality >= quality[:, None])
@@ -199,8 +188,8 @@ def tradeoff(data: pd.DataFrame, title: str) -> Figure:
     """mAP against latency from `tradeoff_data`, measured and reported side by side on axes of their own."""
     sources = [source for source in ("measured", "reported") if (data["source"] == source).any()]
     front = data[(data["source"] == "measured") & data["pareto"]].sort_values("latency_ms")["model"]
-    alt = f"{title}. Scatter of mAP against inference time; measured Pareto front from fast to accurate: "
-    figure, axes = new_figure(1, len(sources), (13, 6.4), alt + f"{', '.join(front)}.")
+    told = "Scatter of mAP against inference time; measured Pareto front from fast to accurate: "
+    figure, axes = new_figure(1, len(sources), (13, 6.4), title, f"{told}{', '.join(front)}.")
     for axis, source in zip(axes[0], sources, strict=True):
         rows = data[data["source"] == source].sort_values("latency_ms")
         line = rows[rows["pareto"]]
@@ -215,16 +204,6 @@ def tradeoff(data: pd.DataFrame, title: str) -> Figure:
         axis.margins(0.2, 0.16)
         axis.set(xlabel="Inference time per image (ms)", ylabel="mAP")
         axis.set_title("Measured" if source == "measured" else "Reported (other data, other machine)")
-    _tradeoff_legend(figure, data)
-    figure.suptitle(title)
-    _inert(figure)
-    figure.draw_without_rendering()
-    for axis, source in zip(axes[0], sources, strict=True):
-        _name_points(axis, data[data["source"] == source])
-    return figure
-
-
-def _tradeoff_legend(figure: Figure, data: pd.DataFrame) -> None:
     handles = [Patch(facecolor=COLOURS[name], label=name) for name in COLOURS if name in set(data["backbone"])]
     shapes = [name for name in MARKERS if data["model"].str.startswith(name).any()]
     grey = {"color": "none", "mfc": "white", "mec": "0.3"}
@@ -235,6 +214,10 @@ def _tradeoff_legend(figure: Figure, data: pd.DataFrame) -> None:
         handles.append(Line2D([], [], color="none", marker="o", label=f"{size} M parameters", **style))
     handles.append(Line2D([], [], color="0.3", lw=0.8, label="95% over queries; quartiles of the time"))
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
+    figure.draw_without_rendering()
+    for axis, source in zip(axes[0], sources, strict=True):
+        _name_points(axis, data[data["source"] == source])
+    return figure
 
 
 def _name_points(axis: plt.Axes, rows: pd.DataFrame) -> None:
@@ -243,10 +226,8 @@ def _name_points(axis: plt.Axes, rows: pd.DataFrame) -> None:
     texts, points = [], rows[["latency_ms", "mAP"]].to_numpy()
     for (x, y), model in zip(points, rows["model"], strict=True):
         weight = "bold" if model.startswith("HAMLET") else "normal"
-        at = {"fontsize": 8, "fontweight": weight, "path_effects": HALO, "zorder": 5}
-        texts.append(axis.text(x, y, model.replace(" (", "\n("), **at))
-        texts[-1].set_in_layout(False)
-    _inert(axis.figure)
+        at = {"fontsize": 8, "fontweight": weight, "path_effects": HALO, "zorder": 5, "parse_math": False}
+        texts.append(axis.text(x, y, model.replace(" (", "\n("), in_layout=False, **at))
     radii = np.sqrt(AREA * rows["parameters_m"].to_numpy()) / 2 * axis.figure.dpi / 72
     corners = np.array([(0, 0), *itertools.product((-1, 0, 1), (-1, 0, 1))]) * radii[:, None, None]
     taken = axis.transData.inverted().transform((axis.transData.transform(points)[:, None] + corners).reshape(-1, 2))
@@ -261,8 +242,7 @@ def _name_points(axis: plt.Axes, rows: pd.DataFrame) -> None:
 
 def backbone_data(accuracy: pd.DataFrame, efficiency: pd.DataFrame) -> pd.DataFrame:
     """A method with both backbones, source and quantity a row: its values on ResNet18 and MobileNetV3."""
-    columns = ["run", *efficiency.columns.difference(accuracy.columns)]
-    joined = accuracy[accuracy["metric"] == "mAP"].merge(efficiency[columns], on="run")
+    joined = accuracy[accuracy["metric"] == "mAP"].merge(efficiency)
     joined["method"] = joined["model"].str.replace("_ResNet18|_MobileNetV3", "", regex=True)
     names = {"mAP": ("mean", "reported")}
     names |= {quantity: (key, f"reported_{key}") for quantity, key in EFFICIENCY.items()}
@@ -280,40 +260,35 @@ def backbones(data: pd.DataFrame, title: str) -> Figure:
     labelled with the relative change; the report's own pairs dotted below."""
     if data.empty:
         told = "No method was run on both of the report's backbones."
-        figure, axes = new_figure(1, 1, (8, 1.4), f"{title}. {told}")
+        figure, axes = new_figure(1, 1, (8, 1.4), title, told)
         axes[0, 0].set_axis_off()
         axes[0, 0].text(0.5, 0.5, told, ha="center", va="center", transform=axes[0, 0].transAxes)
-        figure.suptitle(title)
         return figure
-    quantities = list(dict.fromkeys(data["quantity"]))
-    rows = list(dict.fromkeys(zip(data["source"], data["method"], strict=True)))
-    rows.sort(key=lambda row: row[0])
-    places = {row: index + 0.6 * (row[0] == "reported") for index, row in enumerate(rows)}
+    quantities, markers = data["quantity"].unique(), dict(zip(REPORTED_BACKBONES, "os", strict=True))
+    rows = data.sort_values("source", kind="stable")[["source", "method"]].drop_duplicates()
+    rows = enumerate(rows.itertuples(index=False, name=None))
+    places = {row: index + 0.6 * (row[0] == "reported") for index, row in rows}
     changes = data[(data["source"] == "measured") & (data["quantity"] == "mAP")]
     told = ", ".join(f"{row.method} {row.MobileNetV3 / row.ResNet18 - 1:+.0%}" for row in changes.itertuples())
-    figure, axes = new_figure(
-        1, len(quantities), (13, 0.55 * len(rows) + 2), f"{title}. Measured change in mAP: {told}.", sharey=True
-    )
+    told, size = f"Measured change in mAP: {told}.", (13, 0.55 * len(places) + 2)
+    figure, axes = new_figure(1, len(quantities), size, title, told, sharey=True)
     for axis, quantity in zip(axes[0], quantities, strict=True):
         part = data[data["quantity"] == quantity]
         for row in part.itertuples():
             place, ends = places[row.source, row.method], (row.ResNet18, row.MobileNetV3)
             line = "-" if row.source == "measured" else ":"
             axis.plot(ends, [place] * 2, line, color="0.4", lw=1.6, zorder=1)
-            for end, name, marker in zip(ends, REPORTED_BACKBONES, "os", strict=True):
+            for end, (name, marker) in zip(ends, markers.items(), strict=True):
                 axis.scatter(end, place, 55, COLOURS[name], marker=marker, edgecolor="black", lw=0.7, zorder=2)
             change, middle = f"{row.MobileNetV3 / row.ResNet18 - 1:+.0%}", (sum(ends) / 2, place)
             axis.annotate(change, middle, (0, 6), textcoords="offset points", ha="center")
         axis.set_xlim(0, 1.12 * part[REPORTED_BACKBONES].to_numpy().max(initial=1e-9))
         axis.set_xlabel(quantity)
     axes[0, 0].set_yticks(list(places.values()), [f"{method}\n({source})" for source, method in places])
-    axes[0, 0].set_ylim(max(places.values(), default=0) + 0.6, -0.8)
-    handles = [
-        Line2D([], [], color="none", marker=marker, mfc=COLOURS[name], mec="black", label=name)
-        for name, marker in zip(REPORTED_BACKBONES, "os", strict=True)
-    ]
+    axes[0, 0].set_ylim(max(places.values()) + 0.6, -0.8)
+    dot = {"color": "none", "mec": "black"}
+    handles = [Line2D([], [], marker=markers[name], mfc=COLOURS[name], label=name, **dot) for name in markers]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle(title)
     return figure
 
 
@@ -325,9 +300,8 @@ def curves_data(results: pd.DataFrame) -> pd.DataFrame:
         means = curves[["metric_loss", "validation_mAP"]].mean()
         frames.append(means.assign(run=row.run, model=row.label, seed=row.seed))
     order = list(expected_rows(results["run"]))
-    together = pd.concat(frames, ignore_index=True)
-    together = together.sort_values("run", key=lambda runs: runs.map(order.index), kind="stable")
-    return rounded(together[["run", "model", "seed", "epoch", "metric_loss", "validation_mAP"]].reset_index(drop=True))
+    curves = pd.concat(frames).sort_values("run", key=lambda runs: runs.map(order.index), kind="stable")
+    return rounded(curves[["run", "model", "seed", "epoch", "metric_loss", "validation_mAP"]])
 
 
 def learning_curves(data: pd.DataFrame, title: str) -> Figure:
@@ -338,15 +312,12 @@ def learning_curves(data: pd.DataFrame, title: str) -> Figure:
     blocks = -(-len(models) // across)
     last = data[data["epoch"] == data["epoch"].max()].groupby("model")["validation_mAP"].mean()
     told = f"{last.idxmax()} ends highest" if last.notna().any() else "validation was not recorded"
-    alt = f"{title}. Lines of training loss and validation mAP over epochs for {len(models)} configurations; {told}."
+    told = f"Lines of training loss and validation mAP over epochs for {len(models)} configurations; {told}."
     size = (max(7.0, 2.3 * across + 1), 3.5 * blocks + 0.6)  # the legend needs seven inches
-    figure, axes = new_figure(2 * blocks, across, size, alt, sharex=True)
-    for axis in axes.flat[:]:
-        axis.set_visible(False)
+    figure, axes = new_figure(2 * blocks, across, size, title, told, sharex=True)
     names = {"metric_loss": "training loss", "validation_mAP": "validation mAP"}
     for (index, model), (line, column) in itertools.product(enumerate(models), enumerate(names)):
         axis = axes[2 * (index // across) + line, index % across]
-        axis.set_visible(True)
         for (other, seed), rows in data.groupby(["model", "seed"], sort=False):
             own = {"color": COLOURS[backbone_of(model)], "lw": 1.5, "marker": "os^Dv"[seed % 5], "ms": 3, "zorder": 2}
             look = own if other == model else {"color": "0.85", "lw": 0.8, "zorder": 1}
@@ -358,15 +329,15 @@ def learning_curves(data: pd.DataFrame, title: str) -> Figure:
         axis.set_ylabel("" if index % across else names[column])
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.tick_params(labelleft=index % across == 0, labelbottom=line == 1)
+    for axis in axes.flat:
+        axis.set_visible(axis.has_data())
     backbones = dict.fromkeys(backbone_of(model) for model in models)
     handles = [Line2D([], [], color=COLOURS[name], lw=1.5, label=name) for name in backbones]
     handles.append(Line2D([], [], color="0.75", lw=0.8, label="the other configurations"))
     for seed in sorted(set(data["seed"])):
         handles.append(Line2D([], [], color="black", lw=0, marker="os^Dv"[seed % 5], ms=3, label=f"seed {seed}"))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(handles), max(3, 3 * across)), frameon=False
-    )
-    figure.suptitle(title)
+    ncols = min(len(handles), max(3, 3 * across))
+    figure.legend(handles=handles, loc="outside lower center", ncols=ncols, frameon=False)
     return figure
 
 
@@ -375,8 +346,8 @@ def ablation(data: pd.DataFrame, title: str) -> Figure:
     minus each row, with its intervals over queries (thick) and classes (thin); right of zero the part helps."""
     rows = data.iloc[::-1].reset_index(drop=True)
     told = [f"{row.second} {row.difference:+.3f}" for row in data.dropna(subset="difference").itertuples()]
-    alt = f"{title}. HAMLET's mAP minus that of: {', '.join(told) or 'no run yet'}."
-    figure, axes = new_figure(1, 1, (10, 0.42 * len(rows) + 1.6), alt)
+    told = f"HAMLET's mAP minus that of: {', '.join(told) or 'no run yet'}."
+    figure, axes = new_figure(1, 1, (10, 0.42 * len(rows) + 1.6), title, told)
     axis = axes[0, 0]
     axis.axvline(0, color="0.6", lw=1)
     for place, row in enumerate(rows.itertuples()):
@@ -399,7 +370,6 @@ def ablation(data: pd.DataFrame, title: str) -> Figure:
     dot = {"marker": "o", "mfc": "#0072B2", "mec": "black"}
     handles.append(Line2D([], [], color="none", label="Holm p < 0.05 and the interval clear of 0 (else open)", **dot))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(title)
     return figure
 
 
@@ -407,16 +377,15 @@ def captions_quality(data: pd.DataFrame, title: str) -> Figure:
     """A panel each for mAP, hierarchical AP and mAP of search by words, from `tables.text_table`: for each kind of text
     a dot, the mean, on a line from its lowest to its highest seed; the axes need not begin at zero."""
     panels = {"mAP": "mAP, photo to photos", "HAP": "hierarchical AP", "Words mAP": "mAP, sentence to photos"}
-    values = data.reindex(columns=[*panels]).apply(pd.to_numeric, errors="coerce")
+    values = data[[*panels]].apply(pd.to_numeric, errors="coerce")
     told = ", ".join(f"{what} {value:.3f}" for what, value in zip(data["Text"], values["mAP"], strict=True))
-    size = (13, 0.4 * len(data) + 1.5)
-    alt = f"{title}. mAP: {told or 'nothing measured yet'}."
-    figure, axes = new_figure(1, len(panels), size, alt, sharey=True)
+    told, size = f"mAP: {told or 'nothing measured yet'}.", (13, 0.4 * len(data) + 1.5)
+    figure, axes = new_figure(1, len(panels), size, title, told, sharey=True)
     for axis, (name, label) in zip(axes[0], panels.items(), strict=True):
         axis.plot(values[name], range(len(data)), "o", color="#0072B2", mec="black", ms=8)
-        for place, value in enumerate(values[name]):
-            ends = data.get(f"{name} by seed", [""] * len(data))[place]
-            axis.plot([float(end) for end in ends.split(" to ") if end], [place] * (2 if ends else 0), color="#0072B2")
+        for place, (value, ends) in enumerate(zip(values[name], data[f"{name} by seed"], strict=True)):
+            if ends:
+                axis.plot([float(end) for end in ends.split(" to ")], [place] * 2, color="#0072B2")
             text = "none" if pd.isna(value) else f"{value:.3f}"
             axis.annotate(text, (1.03, place), xycoords=EDGE, va="center")
         axis.set_xlabel(label if len(data) else f"{label}: nothing measured yet")
@@ -425,7 +394,6 @@ def captions_quality(data: pd.DataFrame, title: str) -> Figure:
         axis.grid(axis="y", color="0.9")
     axes[0, 0].set_yticks(range(len(data)), data["Text"])
     axes[0, 0].set_ylim(len(data) - 0.4, -0.6)
-    figure.suptitle(title)
     return figure
 
 
@@ -434,18 +402,17 @@ def search_tradeoff(data: pd.DataFrame) -> Figure:
     point its setting, in the legend the bytes a vector takes."""
     sizes = sorted(data["size"].unique())
     title = f"Search in {search_conditions(data)}: right and up is better"
-    figure, axes = new_figure(1, len(sizes), (4.6 * len(sizes) + 0.6, 4.2), f"{title}. A line per kind.", sharey=True)
+    figure, axes = new_figure(1, len(sizes), (4.6 * len(sizes) + 0.6, 4.2), title, "A line per kind.", sharey=True)
     for axis, size in zip(axes[0], sizes, strict=True):
         for kind, rows in data[data["size"] == size].groupby("kind", sort=False):
             colour, marker = INDEXES[kind]
             label = f"{kind}, {rows['bytes_per_image'].iloc[0]:,.0f} bytes a vector"
             x, y = rows["queries_per_second"], rows["recall@10"]
             axis.plot(x, y, "-", color=colour, marker=marker, mec="black", mew=0.6, lw=1.2, label=label)
-            for _, row in rows.dropna(subset="value").iterrows():
-                text = {"textcoords": "offset points", "fontsize": 8, "path_effects": HALO}
-                place = (row["queries_per_second"], row["recall@10"])
-                offset, ha, va = ((3, 3), "left", "bottom") if kind == "hnsw" else ((-4, -4), "right", "top")
-                axis.annotate(f"{row['value']:.0f}", place, offset, ha=ha, va=va, **text)
+            offset, ha, va = ((3, 3), "left", "bottom") if kind == "hnsw" else ((-4, -4), "right", "top")
+            text = {"textcoords": "offset points", "fontsize": 8, "path_effects": HALO, "ha": ha, "va": va}
+            for *place, value in zip(x, y, rows["value"], strict=True):
+                axis.annotate("" if pd.isna(value) else f"{value:.0f}", place, offset, **text)
         axis.set(xscale="log", title=f"{size:,} vectors", xlabel="queries per second")
         axis.set(ylim=(0, 1.12), yticks=np.linspace(0, 1, 6))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

@@ -3,40 +3,29 @@
 import pandas as pd
 
 
-def percent_below(lower: float, upper: float) -> str:
-    """By how much ``lower`` lies below ``upper``, relative to the upper: (0.4, 0.5) -> "20.0%"."""
-    return f"{100 * (1 - lower / upper):.1f}%"
-
-
 def accuracy(summary: pd.DataFrame) -> list[str]:
     """From `tables.accuracy_summary`: who leads in mAP, by how much, and what the controls reach."""
-    rows = summary[summary["metric"] == "mAP"].dropna(subset=["mean"]).set_index("model")
-    means = rows["mean"].sort_values(ascending=False)
-    ranked, controls = (means[rows.loc[means.index, "group"] == group] for group in ("report", "control"))
-    said = []
+    rows = summary[summary["metric"] == "mAP"].dropna(subset="mean").set_index("model")
+    rows = rows.sort_values("mean", ascending=False)
+    means, said = rows["mean"], []
+    ranked, controls = (rows[rows["group"] == group] for group in ("report", "control"))
     if len(ranked) > 1:
-        first, second = ranked.index[:2]
-        said.append(
-            f"{first} has the highest mAP of the report's {len(ranked)} rows, {ranked.iloc[0]:.4f}; {second} follows "
-            f"with {ranked.iloc[1]:.4f}, {percent_below(ranked.iloc[1], ranked.iloc[0])} below it."
-        )
-        half = rows["query_half_width"].reindex([first, second]).max()
-        said.append(
+        (first, second), (one, two) = ranked.index[:2], ranked["mean"].iloc[:2]
+        half = ranked["query_half_width"].iloc[:2].max()
+        said += [
+            f"{first} has the highest mAP of the report's {len(ranked)} rows, {one:.4f}; {second} follows with "
+            f"{two:.4f}, {1 - two / one:.1%} below it.",
             f"The interval over queries of either mean reaches at most {half:.4f} to each side; the paired test that "
-            "decides is in 06_claims."
-        )
-        spans = [
-            f"{name} from {rows.at[name, 'lowest_seed']:.4f} to {rows.at[name, 'highest_seed']:.4f}"
-            for name in (first, second)
-            if rows.at[name, "seeds"] > 1
+            "decides is in 06_claims.",
         ]
+        several = ranked.iloc[:2].query("seeds > 1").itertuples()
+        spans = [f"{row.Index} from {row.lowest_seed:.4f} to {row.highest_seed:.4f}" for row in several]
         said += [f"Over the seeds {', '.join(spans)}."] if spans else []
     if len(controls) and len(ranked):
-        above = [name for name in controls.index if controls[name] > ranked.iloc[0]]
+        above = controls.index[controls["mean"] > ranked["mean"].iloc[0]]
         said.append(f"Controls above the leader: {', '.join(above) or 'none'}.")
-    for bare in [name for name in means.index if name.endswith(" (no text)")]:
-        whole = bare.removesuffix(" (no text)")
-        if whole in means:
+    for bare in means.index[means.index.str.endswith(" (no text)")]:
+        if (whole := bare.removesuffix(" (no text)")) in means:
             said.append(f"Text changes the mAP of {whole} by {means[whole] - means[bare]:+.4f}.")
     return said
 
@@ -108,17 +97,15 @@ def ablation(table: pd.DataFrame) -> list[str]:
     said = []
     for row in table.dropna(subset="difference").itertuples():
         word = "above" if row.difference > 0 else "below"
-        told = sure(row, row.p_holm, "Holm p")
-        said.append(f"{row.first} lies {abs(row.difference):.4f} mAP {word} {row.second} ({told}).")
+        told = f"{abs(row.difference):.4f} mAP {word} {row.second} ({sure(row, row.p_holm, 'Holm p')})"
+        said.append(f"{row.first} lies {told}.")
     return said or ["No run of the ablation is stored yet, so nothing can be said."]
 
 
 def language(table: pd.DataFrame) -> list[str]:
     """From `claims.language`: what true sentences add to shuffled ones, by class and by family."""
-    what = {
-        "mAP": "mAP, where one class alone is right",
-        "HAP": "hierarchical AP, where one of its family is half right",
-    }
+    what = {"mAP": "mAP, where one class alone is right"}
+    what["HAP"] = "hierarchical AP, where one of its family is half right"
     said = []
     for row in table.dropna(subset="difference").itertuples():
         told = "untested, since single queries were not kept" if pd.isna(row.p) else sure(row, row.p, "p")
@@ -146,15 +133,10 @@ def inside(table: pd.DataFrame) -> list[str]:
         told = f"{name}: a block changes a token by {size:.0%} of its length; two levels' tokens of a cell have cosine "
         told += f"{rows['level_cosine'].mean():.2f}"
         if gate.notna().all():
-            told += (
-                f"; the gates' entropy is {gate.iloc[0]:.2f} of the uniform's, and between images a weight varies by"
-            )
-            told += f" {gate.iloc[1]:.2f}"
+            told += f"; the gates' entropy is {gate.iloc[0]:.2f} of the uniform's, "
+            told += f"and between images a weight varies by {gate.iloc[1]:.2f}"
         least = rows.groupby("part", sort=False)["cosine"].mean()
-        idle = [part for part, cosine in least.items() if cosine > 0.99]
-        said.append(
-            f"{told}. Taken out without moving a descriptor (cosine above 0.99): {', '.join(idle) or 'no part'}."
-        )
-    return said or [
-        "Nothing was measured inside a trained HAMLET here: workflow/inside.py does, where its weights are."
-    ]
+        idle = ", ".join(least.index[least > 0.99]) or "no part"
+        said.append(f"{told}. Taken out without moving a descriptor (cosine above 0.99): {idle}.")
+    nothing = "Nothing was measured inside a trained HAMLET here: workflow/inside.py does, where its weights are."
+    return said or [nothing]

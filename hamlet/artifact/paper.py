@@ -5,6 +5,7 @@ comparative statement of its sections 3.1 to 5.2 (``data/paper/claims.yaml``, wh
 written and the rule for verdicts). Nothing in that file is executed.
 """
 
+import functools
 import itertools
 import re
 from collections.abc import Callable, Iterable
@@ -73,7 +74,7 @@ def expected_rows(runs: Iterable[str] = ()) -> dict[str, str]:
     """Run -> label of every row of a table: the report's in its order (its methods, where the backbone is another),
     the controls, then what else was run."""
     runs = list(runs)
-    if (backbone := foreign_backbone(runs)) is not None:
+    if backbone := foreign_backbone(runs):
         known = [f"{method}_{backbone.lower()}" for method in NAMES]
     else:
         known = [name.lower() for name in reported("accuracy").index] + CONTROLS
@@ -89,30 +90,29 @@ def is_reported(label: str) -> bool:
 
 
 class Comparison(NamedTuple):
-    """``left sign right``, or one cell (sign and right None). A side is (factor, metric, run)."""
+    """Two sides (factor, metric, run) with a sign between them, or one cell without."""
 
-    left: tuple[float, str, str]
-    sign: str | None = None
-    right: tuple[float, str, str] | None = None
+    sides: tuple[tuple[float, str, str], ...]
+    sign: str | None
+
+    @property
+    def cells(self) -> list[tuple[str, str]]:
+        return [side[1:] for side in self.sides]
 
     def __str__(self) -> str:
-        sides = [
-            f"{'' if factor == 1 else f'{factor:g} * '}{metric}[{run}]"
-            for factor, metric, run in filter(None, (self.left, self.right))
-        ]
-        return f" {self.sign} ".join(sides)
+        texts = [f"{'' if factor == 1 else f'{factor:g} * '}{metric}[{run}]" for factor, metric, run in self.sides]
+        return f" {self.sign} ".join(texts)
 
     def change(self, cell: Cell, quantitative: bool = False) -> Any:
         """Per cent by which the greater side exceeds the lesser; for a quantitative ``<``, by which the left falls
         below the right; for one cell, its value. ``cell`` gives numbers or arrays of replicates."""
-        helps = -1 if self.sign == "<" else 1
-        left = self.left[0] * cell(*self.left[1:], helps)
-        if self.right is None:
+        ways = (-1, 1) if self.sign == "<" else (1, -1)
+        left, *right = [factor * cell(*of, way) for (factor, *of), way in zip(self.sides, ways, strict=False)]
+        if not right:
             return left
-        right = self.right[0] * cell(*self.right[1:], -helps)
         if quantitative and self.sign == "<":
-            return (1 - left / right) * 100
-        return ((left / right if self.sign == ">" else right / left) - 1) * 100
+            return (1 - left / right[0]) * 100
+        return ((left / right[0] if self.sign == ">" else right[0] / left) - 1) * 100
 
 
 class Paper:
@@ -129,67 +129,55 @@ class Paper:
             raise HamletError(f"{self.path}: schema must be 2 at the top level")
         self.metrics, self.groups, self.claims = (content[key] for key in ("metrics", "groups", "claims"))
         self.tables = {name: reported(name) for name in ("accuracy", "efficiency")}
-        seen: set[str] = set()
         for claim in self.claims:
-            self._check(claim, seen)
+            self._check(claim)
             if backbone and claim.get("about") != "methods":
                 claim.setdefault("not_testable", f"It names a backbone; this profile runs {backbone}.")
 
-    def _fault(self, claim: dict, message: str) -> HamletError:
-        return HamletError(f"{self.path}: claim {claim.get('id', claim)}: {message}")
+    def _need(self, claim: dict, condition: object, message: str) -> None:
+        if not condition:
+            raise HamletError(f"{self.path}: claim {claim.get('id', claim)}: {message}")
 
-    def _check(self, claim: dict, seen: set[str]) -> None:
-        def need(condition: object, message: str) -> None:
-            if not condition:
-                raise self._fault(claim, message)
-
+    def _check(self, claim: dict) -> None:
+        need, quantitative = functools.partial(self._need, claim), claim.get("kind") == "quantitative"
         need(claim.keys() >= REQUIRED, f"missing {sorted(REQUIRED - claim.keys())}")
         need(claim.keys() <= REQUIRED | OPTIONAL, f"unknown {sorted(claim.keys() - REQUIRED - OPTIONAL)}")
         texts = [value for key, value in claim.items() if key != "formula"]
         need(all(isinstance(value, str) for value in texts), "every field must be text: quote numbers")
-        need(claim["id"] not in seen, "this id is used twice")
+        need([other.get("id") for other in self.claims].count(claim["id"]) == 1, "this id is used twice")
         need(claim["kind"] in KINDS, f"kind {claim['kind']!r} is none of {KINDS}")
         need(claim["id"].startswith(f"S{claim['section']}-"), f"id must begin with S{claim['section']}-")
-        quantitative = claim["kind"] == "quantitative"
         need(quantitative == ("reported" in claim), "quantitative and reported go together")
         need("formula" in claim or "not_testable" in claim, "give a formula or say why it is not testable")
         parts = self.parts(claim)
         need(not quantitative or len(parts) == 1, "a quantitative claim has one comparison or one cell")
-        need(quantitative or all(c.right for part in parts for c in part), "a statement compares two sides")
-        seen.add(claim["id"])
+        need(quantitative or all(c.sign for part in parts for c in part), "a statement compares two sides")
 
-    def parts(self, claim: dict) -> list[list[Comparison]]:
-        """What must hold, all of it: each part a list of comparisons of which one suffices, groups written out."""
-        formula = claim.get("formula", [])
-        found = []
+    def parts(self, claim: dict) -> list[tuple[Comparison, ...]]:
+        """What must hold, all of it: each part comparisons of which one suffices, groups written out."""
+        formula, found = claim.get("formula", []), []
         for item in [formula] if isinstance(formula, str) else formula:
             if isinstance(item, str):
-                found += [[comparison] for comparison in self._comparisons(claim, item)]
+                found += [(comparison,) for comparison in self._comparisons(claim, item)]
             else:
-                found.append([one for text in item for one in self._comparisons(claim, text)])
-        same = [part for part in found if any(c.right and c.left[1:] == c.right[1:] for c in part)]
-        return [part for index, part in enumerate(found) if part not in found[:index] and part not in same]
+                found.append(tuple(one for text in item for one in self._comparisons(claim, text)))
+        # nothing is compared with itself
+        return [part for part in dict.fromkeys(found) if not any(c.sign and c.cells[0] == c.cells[1] for c in part)]
 
     def _comparisons(self, claim: dict, text: str) -> list[Comparison]:
         match = COMPARISON.fullmatch(text.strip()) if isinstance(text, str) else None
-        if match is None:
-            raise self._fault(claim, f"{text!r} is no comparison: write metric[A] > 0.9 * metric[B]")
-        a, metric, name, sign, b, other_metric, other = match.groups()
-        for key in filter(None, (metric, other_metric)):
-            if key not in self.metrics:
-                raise self._fault(claim, f"unknown metric {key!r}; known: {[*self.metrics]}")
-        lefts = [(float(a or 1), metric, run) for run in self._members(claim, name)]
-        if sign is None:
-            return [Comparison(left) for left in lefts]
-        rights = [(float(b or 1), other_metric, run) for run in self._members(claim, other)]
-        return [Comparison(left, sign, right) for left, right in itertools.product(lefts, rights)]
+        self._need(claim, match, f"{text!r} is no comparison: write metric[A] > 0.9 * metric[B]")
+        sides = [side for side in (match.groups()[:3], match.groups()[4:]) if side[1]]
+        for _, metric, _ in sides:
+            self._need(claim, metric in self.metrics, f"unknown metric {metric!r}; known: {[*self.metrics]}")
+        runs = [[(float(factor or 1), of, run) for run in self._members(claim, name)] for factor, of, name in sides]
+        return [Comparison(chosen, match[4]) for chosen in itertools.product(*runs)]
 
     def _members(self, claim: dict, name: str) -> list[str]:
         """A configuration, or those of a group; on a profile's own backbone its configurations of these methods."""
         members = self.groups.get(name, [name])
         for one in members:
-            if label(one.lower()) == one.lower():
-                raise self._fault(claim, f"unknown configuration or group {one!r}")
+            self._need(claim, label(one.lower()) != one.lower(), f"unknown configuration or group {one!r}")
         if self.backbone and claim.get("about") == "methods":
             members = [re.sub("|".join(REPORTED_BACKBONES), self.backbone, one) for one in members]
         return list(dict.fromkeys(members))
@@ -203,9 +191,8 @@ class Paper:
         """(a word of claims.yaml's header; the value from the printed cells; the lowest and the highest value that
         the cells can stand for): does the report's own arithmetic hold?"""
         parts, quantitative = self.parts(claim), claim["kind"] == "quantitative"
-        cells = {side[1:] for part in parts for c in part for side in (c.left, c.right) if side}
-        if not parts or any(self.printed(*cell) is None for cell in cells):
-            return ("no formula" if not parts else "no reported cells"), None, None, None
+        if not parts or any(self.printed(*cell) is None for part in parts for c in part for cell in c.cells):
+            return ("no reported cells" if parts else "no formula"), None, None, None
 
         def least(shift: int) -> float:
             def cell(metric: str, name: str, helps: int) -> float:
@@ -215,19 +202,13 @@ class Paper:
             return min(max(c.change(cell, quantitative) for c in part) for part in parts)
 
         low, value, high = (least(shift) for shift in (-1, 0, 1))
-        if not quantitative:
-            return (
-                ("holds" if low > 0 else "holds within rounding" if high > 0 else "does not hold"),
-                value,
-                low,
-                high,
-            )
-        target, slack = float(claim["reported"]), tolerance(claim) + 1e-9
-        reachable = low <= target + slack and high >= target - slack
-        word = "holds" if abs(value - target) <= slack else "holds within rounding" if reachable else "does not hold"
-        return word, value, low, high
+        holds, reachable = low > 0, high > 0
+        if quantitative:
+            holds, reachable = meets(claim, value, value), meets(claim, low, high)
+        return ("holds" if holds else "holds within rounding" if reachable else "does not hold"), value, low, high
 
 
-def tolerance(claim: dict) -> float:
-    """Half a unit of the last printed digit of the reported value, or the claim's own ``tolerance``."""
-    return float(claim["tolerance"]) if "tolerance" in claim else half_unit(claim["reported"])
+def meets(claim: dict, low: float, high: float) -> bool:
+    """Whether an interval meets the reported value, give or take half a unit of its last digit or its ``tolerance``."""
+    slack = float(claim["tolerance"]) if "tolerance" in claim else half_unit(claim["reported"])
+    return low - 1e-9 <= float(claim["reported"]) + slack and high + 1e-9 >= float(claim["reported"]) - slack

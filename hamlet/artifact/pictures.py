@@ -57,12 +57,12 @@ def unpack(sheet: bytes) -> dict[str, np.ndarray]:
     return dict(zip(names, tiles, strict=False))
 
 
-def neighbours_data(results: pd.DataFrame, run: str, queries: int = 8) -> pd.DataFrame:
-    """The first seed's stored example queries of ``run`` with their nearest images, as neighbours.parquet has
-    them; ``queries`` of them, evenly spread. HamletError names the runs that there are."""
+def neighbours_data(results: pd.DataFrame, run: str) -> pd.DataFrame:
+    """Eight of the first seed's stored example queries of ``run``, evenly spread, with their nearest images, as
+    neighbours.parquet has them. HamletError names the runs that there are."""
     rows = pd.read_parquet(_folder(results, run) / "neighbours.parquet")
     shown = rows["query_path"].unique()
-    shown = shown[np.linspace(0, len(shown) - 1, min(queries, len(shown))).round().astype(int)]
+    shown = shown[np.linspace(0, len(shown) - 1, min(8, len(shown))).round().astype(int)]
     return rows[rows["query_path"].isin(shown)].reset_index(drop=True)
 
 
@@ -92,8 +92,7 @@ def _folder(results: pd.DataFrame, run: str) -> Path:
 def _show(axis: plt.Axes, image: np.ndarray | None) -> None:
     axis.set_axis_on()
     axis.set(xticks=[], yticks=[])
-    for spine in axis.spines.values():
-        spine.set(visible=True, linewidth=0.5, color="0.3")
+    axis.spines[:].set(visible=True, linewidth=0.5, color="0.3")
     if image is None:
         axis.set_facecolor("0.9")
         axis.set_box_aspect(1)
@@ -110,8 +109,9 @@ def retrieval_gallery(data: pd.DataFrame, images: dict[str, np.ndarray], title: 
     lines = [max(wrapped(name).count("\n") for name in {*hits["class"], *hits["query_class"]}) for _, hits in groups]
     size = (15, 1.4 * rows + 0.14 * sum(map(max, lines[::2], [*lines[1::2], 0][:rows])) + 0.8)
     told = [f"{hits['query_class'].iloc[0]} {hits['correct'].sum()} of {len(hits)}" for _, hits in groups]
-    alt = f"{title}. Photographs in rows; right among the nearest, per query: {', '.join(told)}."
-    figure, axes = new_figure(rows, 2 * (ranks + 2), size, alt, width_ratios=([1.0] * (ranks + 1) + [0.25]) * 2)
+    told = f"Photographs in rows; right among the nearest, per query: {', '.join(told)}."
+    widths = ([1.0] * (ranks + 1) + [0.25]) * 2
+    figure, axes = new_figure(rows, len(widths), size, title, told, width_ratios=widths)
     for axis in axes.flat:
         axis.set_axis_off()
     for index, (path, hits) in enumerate(groups):
@@ -122,35 +122,28 @@ def retrieval_gallery(data: pd.DataFrame, images: dict[str, np.ndarray], title: 
         for axis, hit in zip(cells[1:], hits.sort_values("rank").to_dict("records"), strict=False):
             _show(axis, images.get(hit["path"]))
             colour, line = (RIGHT, "-") if hit["correct"] else (WRONG, (0, (3, 2)))
-            for spine in axis.spines.values():
-                spine.set(linewidth=3, color=colour, linestyle=line)
+            axis.spines[:].set(linewidth=3, color=colour, linestyle=line)
             mark = "✓" if hit["correct"] else "✗"
             axis.set_title(f"{mark} {wrapped(hit['class'])}", fontsize=7.5, color=colour)
     figure.suptitle(f"{title}\nqueries in bold; ✓ solid frame: same class, ✗ dashed frame: another")
     return figure
 
 
-def contact_sheet(data: pd.DataFrame, images: dict[str, np.ndarray], title: str, across: int = 8) -> Figure:
-    """An image of each class from `contact_data`, its name below."""
-    rows = -(-len(data) // across)
-    alt = f"{title}. Photographs of {len(data)} classes: {', '.join(data['class'])}."
-    figure, axes = new_figure(rows, across, (1.6 * across, 2.0 * rows + 0.5), alt)
+def contact_sheet(data: pd.DataFrame, images: dict[str, np.ndarray], title: str) -> Figure:
+    """An image of each class from `contact_data`, eight in a row, its name below."""
+    rows, across = -(-len(data) // 8), 8
+    told = f"Photographs of {len(data)} classes: {', '.join(data['class'])}."
+    figure, axes = new_figure(rows, across, (1.6 * across, 2.0 * rows + 0.5), title, told)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, row in zip(axes.flat, data.to_dict("records"), strict=False):
         _show(axis, images.get(row["path"]))
         axis.set_xlabel(wrapped(row["class"]), fontsize=9, labelpad=3)
-    figure.suptitle(title)
     return figure
 
 
-def wrapped(name: str, letters: int = LETTERS) -> str:
-    """The whole name in lines of at most ``letters``, broken after hyphens, underscores and spaces; only a longer
-    word is broken within."""
-    lines = [""]
-    for word in re.findall(r"[^-_ ]*[-_ ]|[^-_ ]+", name):
-        for part in (word[i : i + letters] for i in range(0, len(word), letters)):
-            if len(lines[-1]) + len(part) > letters:
-                lines.append("")
-            lines[-1] += part
+def wrapped(name: str) -> str:
+    """The whole name in lines of at most LETTERS, broken after hyphens, underscores and spaces; only a longer word is
+    broken within."""
+    lines = re.findall(rf"(?s).{{1,{LETTERS}}}(?:(?<=[-_ ])|$)|.{{1,{LETTERS}}}", name)
     return "\n".join(line.strip() for line in lines)

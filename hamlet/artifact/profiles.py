@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -19,37 +19,33 @@ from hamlet import paths
 from hamlet.errors import HamletError
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, a tenth of the time where libyaml is there
-MOST_SEEDS = 1000
 TEXT_WEIGHTS = ("text_alignment", "text_proxies", "text_guidance")
 
 
 @dataclass(frozen=True)
 class Field:
-    """One parameter: its type or types, its range or its choices, and whether a profile may leave it out."""
+    """One parameter: its type, its range or its choices, and whether a profile may leave it out."""
 
-    kind: type | tuple[type, ...]
+    kind: type
     low: float | None = None
-    high: float | None = None
+    high: float = float("inf")
     choices: tuple = ()
     default: object = ...  # ...: every profile has to name it
     null: bool = False
 
     def check(self, name: str, value: object, where: str) -> object:
         """The value, an integer widened where a float is due; HamletError for what does not fit."""
-        kinds = self.kind if isinstance(self.kind, tuple) else (self.kind,)
         if value is None and self.null:
             return None
-        if type(value) is int and float in kinds and int not in kinds:
+        if type(value) is int and self.kind is float:
             value = float(value)
-        if type(value) not in kinds:
-            hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if float in kinds else ""
-            expected = " or ".join(kind.__name__ for kind in kinds)
-            raise HamletError(f"{where}: {name} must be {expected}, got {value!r}{hint}")
-        if self.choices and value not in self.choices:
+        if type(value) is not self.kind:
+            hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if self.kind is float else ""
+            raise HamletError(f"{where}: {name} must be {self.kind.__name__}, got {value!r}{hint}")
+        if self.choices:
             one_of(value, self.choices, name, where)
-        high = sys.float_info.max if self.high is None else self.high
-        if self.low is not None and not self.low <= value <= high:
-            raise HamletError(f"{where}: {name} = {value} lies outside [{self.low}, {self.high or 'inf'}]")
+        if self.low is not None and not self.low <= value <= min(self.high, sys.float_info.max):
+            raise HamletError(f"{where}: {name} = {value} lies outside [{self.low}, {self.high}]")
         return value
 
 
@@ -57,8 +53,8 @@ class Weights(Field):
     """Initial weights: true (timm's, from the hub), false (none), "packaged", or a file of weights."""
 
     def check(self, name: str, value: object, where: str) -> object:
-        value = super().check(name, value, where)
-        if isinstance(value, str) and value != "packaged" and not Path(value).expanduser().is_file():
+        packaged_or_file = isinstance(value, str) and (value == "packaged" or Path(value).expanduser().is_file())
+        if not isinstance(value, bool) and not packaged_or_file:
             raise HamletError(f'{where}: {name} = {value!r} is neither true, false, "packaged" nor a file')
         return value
 
@@ -72,7 +68,7 @@ FIELDS = {
     "images_per_class": Field(int, 1),
     "crop_scale": Field(float, 0.05, 1.0),
     "limit": Field(int, 2, null=True),
-    "pretrained": Weights((bool, str)),
+    "pretrained": Weights(bool),
     "frozen_levels": Field(int, 0, 4, default=0),
     "backbone_share": Field(float, 0.0, 1.0, default=1.0),
     "learning_rate": Field(float, 0.0, 1.0),
@@ -91,9 +87,11 @@ FIELDS = {
     "precision": Field(str, choices=("auto", "float32", "bfloat16")),
     "device": Field(str, choices=("auto", "cpu", "cuda", "mps")),
 }  # fmt: skip
+DEFAULTS = {key: field.default for key, field in FIELDS.items() if field.default is not ...}
 EFFICIENCY = {"image_size": Field(int, 32, 1024), "repeats": Field(int, 1)}
 ESTIMATE = {name: Field(float, 1.0) for name in ("run_seconds", "images", "report_seconds", "disk_mb")}
-SEEDS = Field(int, 1, MOST_SEEDS)
+SEEDS = Field(int, 1, 1000)
+VARIANT = {"text": Field(bool), "options": Field(dict), "parameters": Field(dict)}
 SECTIONS = ("seeds", "parameters", "datasets", "models", "efficiency", "estimate", "runs")
 
 
@@ -113,7 +111,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        return paths.results_dir(self.profile, self.dataset) / self.run_name / f"seed{self.seed}"
+        return paths.output_dir("results", self.profile, self.dataset) / self.run_name / f"seed{self.seed}"
 
     def __str__(self) -> str:
         return f"{self.run_name} seed{self.seed}"
@@ -168,67 +166,57 @@ def load_variants() -> dict[str, dict]:
     for name, entry in known.items():
         if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
             raise HamletError(f"{where}: {name!r} is no name of letters, digits and _")
-        for key in _mapping(entry, f"{where} {name}"):
-            one_of(key, ("text", "options", "parameters"), "key", f"{where} {name}")
-        _mapping(entry.get("options", {}), f"{where} {name}.options")
+        check_values(entry, f"{where} {name}", VARIANT)
         entry["parameters"] = check_values(entry.get("parameters", {}), f"{where} {name}.parameters")
-        Field(bool).check("text", entry.get("text", False), f"{where} {name}")
     one_of("default", known, "variant", where)
     return known
 
 
-def _inherited(name: str, above: tuple[str, ...] = ()) -> dict:
-    """The raw sections of a profile over those of the one that it extends; ``runs`` are each profile's own."""
-    one_of(name, profile_names(), "profile", f"workflow/{above[-1]}.yaml extends" if above else "")
-    if name in above:
-        raise HamletError(f"workflow/{name}.yaml extends itself through {' -> '.join((*above, name))}")
-    own = read_yaml(paths.WORKFLOW / f"{name}.yaml")
-    if "extends" not in own:
-        return own
-    base = _inherited(own["extends"], (*above, name))
-    for section in ("parameters", "datasets", "models", "efficiency", "estimate"):
-        merged = dict(_mapping(base.get(section) or {}, f"workflow/{own['extends']}.yaml {section}"))
-        for key, value in _mapping(own.get(section) or {}, f"workflow/{name}.yaml {section}").items():
-            before = merged.get(key)
-            merged[key] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
-        own[section] = merged
-    return {"seeds": base.get("seeds"), **own}
-
-
-def load_profile(name: str) -> dict:
+def load_profile(name: str, above: tuple[str, ...] = ()) -> dict:
     """workflow/<name>.yaml, checked: seeds, parameters, datasets, models, efficiency, estimate, runs, extends.
 
     ``datasets`` and ``models`` hold overrides of the parameters and of ``seeds``; a data set's may name its ``runs``.
-    Raises HamletError naming the key, what was expected and what is valid.
+    Raises HamletError naming the key, what was expected and what is valid. ``above``: the profiles that extend it.
     """
-    profile, where = _inherited(name), f"workflow/{name}.yaml"
+    one_of(name, profile_names(), "profile", f"workflow/{above[-1]}.yaml extends" if above else "")
+    if name in above:
+        raise HamletError(f"workflow/{name}.yaml extends itself through {' -> '.join((*above, name))}")
+    profile, where = read_yaml(paths.WORKFLOW / f"{name}.yaml"), f"workflow/{name}.yaml"
+    if "extends" in profile:
+        base = load_profile(profile["extends"], (*above, name))
+        profile = _over({key: base[key] for key in SECTIONS if key != "runs"}, profile)
     for key in profile:
         one_of(key, (*SECTIONS, "extends"), "section", where)
     if missing := [key for key in SECTIONS if key not in profile]:
         raise HamletError(f"{where}: missing section {', '.join(missing)}")
     SEEDS.check("seeds", profile["seeds"], where)
-    given = check_values(profile["parameters"], f"{where} parameters")
-    defaults = {key: field.default for key, field in FIELDS.items() if field.default is not ...}
-    if missing := [key for key in FIELDS if key not in defaults | given]:
-        raise HamletError(f"{where} parameters: missing {', '.join(missing)}")
-    profile["parameters"] = {key: (defaults | given)[key] for key in FIELDS}
-    for section, fields in (("efficiency", EFFICIENCY), ("estimate", ESTIMATE)):
-        profile[section] = check_values(profile[section], f"{where} {section}", fields)
-        if missing := [key for key in fields if key not in profile[section]]:
+    for section, fields in (("parameters", FIELDS), ("efficiency", EFFICIENCY), ("estimate", ESTIMATE)):
+        given = (DEFAULTS if fields is FIELDS else {}) | check_values(profile[section], f"{where} {section}", fields)
+        if missing := [key for key in fields if key not in given]:
             raise HamletError(f"{where} {section}: missing {', '.join(missing)}")
+        profile[section] = {key: given[key] for key in fields}
     _check_runs(profile["runs"], f"{where} runs")
     for section in ("datasets", "models"):
-        entries = _mapping(profile[section] or {}, f"{where} {section}")
-        profile[section] = {
-            key: _overrides(values, profile["runs"], f"{where} {section}.{key}") for key, values in entries.items()
-        }  # fmt: skip
+        profile[section] = _mapping(profile[section] or {}, f"{where} {section}")
+        for key, values in profile[section].items():
+            place = f"{where} {section}.{key}"
+            profile[section][key] = check_values(values or {}, place, FIELDS | {"seeds": SEEDS, "runs": Field(list)})
+            if "runs" in profile[section][key]:
+                _check_runs(profile[section][key]["runs"], f"{place} runs", profile["runs"])
     models = sorted({entry.partition("-")[0] for entry in profile["runs"]})
     for key in () if "extends" in profile else profile["models"]:
         one_of(key, models, "model", f"{where} models")
     return profile
 
 
-def _check_runs(runs: object, where: str) -> None:
+def _over(base: object, own: object) -> object:
+    """What ``own`` says over what ``base`` says, mapping by mapping."""
+    if isinstance(base, dict) and isinstance(own or {}, dict):
+        return base | {key: _over(base.get(key), value) for key, value in (own or {}).items()}
+    return own
+
+
+def _check_runs(runs: object, where: str, known: list[str] | None = None) -> None:
     if not isinstance(runs, list) or not runs or len({str(entry) for entry in runs}) != len(runs):
         raise HamletError(f"{where}: expected a list of different names, got {runs!r}")
     variants = load_variants()
@@ -236,18 +224,7 @@ def _check_runs(runs: object, where: str) -> None:
         if not isinstance(entry, str) or not re.fullmatch(r"\w+(-\w+)?", entry):
             raise HamletError(f"{where}: {entry!r} is no run; expected <model> or <model>-<variant>")
         one_of(entry.partition("-")[2] or "default", variants, "variant", f"{where} {entry!r}")
-
-
-def _overrides(values: object, runs: list[str], where: str) -> dict:
-    values = dict(_mapping(values or {}, where))
-    own = {key: values.pop(key) for key in ("seeds", "runs") if key in values}
-    if "seeds" in own:
-        SEEDS.check("seeds", own["seeds"], where)
-    if "runs" in own:
-        _check_runs(own["runs"], f"{where} runs")
-        for name in own["runs"]:
-            one_of(name, runs, "run", f"{where} runs")
-    return check_values(values, where) | own
+        one_of(entry, known or runs, "run", where)
 
 
 def kind(dataset: str) -> str:
@@ -258,7 +235,7 @@ def kind(dataset: str) -> str:
 def check_dataset(dataset: str) -> None:
     from hamlet.data import list_datasets  # here: a profile can be read without it
 
-    if kind(dataset) == dataset or not re.fullmatch(r"folder-\w+-[0-9a-f]{8}", dataset):
+    if not re.fullmatch(r"folder-\w+-[0-9a-f]{8}", dataset):
         one_of(dataset, list_datasets(), "data set")
 
 
@@ -278,24 +255,20 @@ def expand(profile: str, dataset: str, models: list[str] | None = None, seeds: i
         raise HamletError(f"profile {profile!r} runs none of {', '.join(models or [])} on {dataset}")
     if seeds is not None:
         SEEDS.check("seeds", seeds, "--seeds")
-    count = {
-        name: seeds or (section | loaded["models"].get(name.partition("-")[0], {})).get("seeds", loaded["seeds"])
-        for name in chosen
-    }  # fmt: skip
-    runs = [
-        Run(profile, dataset, name.partition("-")[0], name.partition("-")[2] or "default", seed)
-        for seed in range(max(count.values()))
-        for name in chosen
-        if seed < count[name]
-    ]
-    return [_shared(run, loaded.get("extends")) for run in runs]
+    runs = []
+    for name in chosen:
+        model, _, variant = name.partition("-")
+        count = seeds or (section | loaded["models"].get(model, {})).get("seeds", loaded["seeds"])
+        runs += [_shared(Run(profile, dataset, model, variant or "default", seed)) for seed in range(count)]
+    return sorted(runs, key=lambda run: run.seed)
 
 
-def _shared(run: Run, parent: str | None) -> Run:
+def _shared(run: Run) -> Run:
     """The parent profile's run where it has the same one, told the same."""
+    parent = load_profile(run.profile).get("extends")
     if parent is None:
         return run
-    other = _shared(Run(parent, *list(vars(run).values())[1:]), load_profile(parent).get("extends"))
+    other = _shared(replace(run, profile=parent))
     runs = load_profile(other.profile)
     same = run.run_name in runs["datasets"].get(kind(run.dataset), {}).get("runs", runs["runs"])
     return other if same and parameters(other) == parameters(run) else run
@@ -304,8 +277,7 @@ def _shared(run: Run, parent: str | None) -> Run:
 def of_dataset(profile: str, dataset: str) -> dict:
     """What all runs of a profile on a data set are told, before the model's and the variant's own parameters."""
     loaded = load_profile(profile)
-    own = loaded["datasets"].get(kind(dataset), {})
-    return loaded["parameters"] | {key: own[key] for key in FIELDS if key in own}
+    return loaded["parameters"] | loaded["datasets"].get(kind(dataset), {})
 
 
 def wants_card(profile: str, dataset: str) -> bool:
@@ -324,12 +296,12 @@ def parameters(run: Run) -> dict:
     if not variant.get("text", run.model.startswith("hamlet_")):
         merged |= dict.fromkeys(TEXT_WEIGHTS, 0.0)
     merged |= variant["parameters"]
-    return {key: merged[key] for key in FIELDS}  # a model's own "seeds" is no parameter
+    return {key: merged[key] for key in FIELDS}  # "seeds" and "runs" are no parameters
 
 
 def options(run: Run) -> dict:
     """What the run's variant changes in the model."""
-    return dict(load_variants()[run.variant].get("options", {}))
+    return load_variants()[run.variant].get("options", {})
 
 
 def cards() -> int:

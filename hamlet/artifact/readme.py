@@ -24,17 +24,19 @@ def standing(folders: list[Path]) -> str:
     for folder in folders:
         file = folder.parents[2] / "figures" / folder.parent.name / folder.name / "accuracy.csv"
         rows = pd.read_csv(file).query("metric == 'mAP'").dropna(subset="mean").set_index("model")
-        ranked, means = rows[rows["group"] == "report"], rows["mean"]
-        best = ranked.loc[ranked.index.str.startswith("HAMLET"), "mean"].idxmax()
-        place = (ranked["mean"] > means[best]).sum() + 1
-        sentence = f"On `{folder.name}` {best} is number {place} of {len(ranked)} in mAP: {_value(rows, best)}"
+        rows["told"] = rows["mean"].map("{:.4f}".format)
+        for row in rows[rows["seeds"] > 1].itertuples():
+            rows.at[row.Index, "told"] += f" ({row.seeds} seeds, {row.lowest_seed:.4f} to {row.highest_seed:.4f})"
+        own, ranked, means = rows.index.str.startswith("HAMLET"), rows["group"] == "report", rows["mean"]
+        best = means[own & ranked].idxmax()
+        place = (means[ranked] > means[best]).sum() + 1
+        sentence = f"On `{folder.name}` {best} is number {place} of {ranked.sum()} in mAP: {rows.at[best, 'told']}"
         if (bare := f"{best} (no text)") in means:
             sentence += f"; text changes it by {means[best] - means[bare]:+.4f}"
-        others = rows[(rows["group"] == "control") & ~rows.index.str.startswith("HAMLET")]
-        if len(others):
-            other = others["mean"].idxmax()
-            where = "below" if means[other] < means[best] else "above"
-            sentence += f"; the best control, {other}, lies {where} it: {_value(rows, other)}"
+        if len(others := means[~own & ~ranked]):
+            where = "below" if others.max() < means[best] else "above"
+            other = others.idxmax()
+            sentence += f"; the best control, {other}, lies {where} it: {rows.at[other, 'told']}"
         file = folder.parents[1] / "ablation" / folder.name / "table3_ablation.csv"
         if file.is_file():
             table = pd.read_csv(file, index_col="Second")["Difference in mAP"].dropna()
@@ -45,12 +47,6 @@ def standing(folders: list[Path]) -> str:
                 sentence += f"by {abs(same.min()):.4f} (best of {len(same)} that were run with it)"
         said.append(sentence + ".")
     return "\n".join(said)
-
-
-def _value(rows: pd.DataFrame, model: str) -> str:
-    row = rows.loc[model]
-    seeds = f" ({row['seeds']} seeds, {row['lowest_seed']:.4f} to {row['highest_seed']:.4f})"
-    return f"{row['mean']:.4f}" + (seeds if row["seeds"] > 1 else "")
 
 
 def language(folders: list[Path]) -> str:

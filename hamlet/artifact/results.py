@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -64,15 +65,19 @@ def read_verified(path: Path) -> dict:
     return content
 
 
+def stored_digest(run: Run) -> str | None:
+    """The digest that the stored result of a run bears, unverified; None where there is none to be read."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return json.loads((run.folder / "result.json").read_text(encoding="utf-8")).get("digest")
+    return None
+
+
 def check_result(
     run: Run, data_hash: str | None = None, settings: dict | None = None, folder: Path | None = None
 ) -> tuple[str, str]:
-    """("sound" | "absent" | "broken" | "stale", why) for the stored result of a run.
+    """("sound" | "absent" | "broken" | "stale", why) for the stored result of a run, or what lies in ``folder``.
 
-    Args:
-        data_hash: content hash of the data set as it is now, where the caller knows it.
-        settings: the parameters that are asked for; the profile's by default.
-        folder: where the result lies; the run's own folder by default.
+    data_hash: the data set's content as it is now, where known. settings: what is asked for, by default the profile's.
     """
     path = (folder or run.folder) / "result.json"
     if not path.parent.is_dir() or not any(path.parent.iterdir()):
@@ -90,8 +95,7 @@ def check_result(
 def differences(run: Run, record: dict, data_hash: str | None = None, settings: dict | None = None) -> list[str]:
     """What a result was made from that is not so now: parameters, data, versions, code, a phrase each."""
     asked, told = settings or profiles.parameters(run), []
-    defaults = {key: field.default for key, field in profiles.FIELDS.items() if field.default is not ...}
-    before, origin = defaults | record["parameters"], record["provenance"]
+    before, origin = profiles.DEFAULTS | record["parameters"], record["provenance"]
     changed = {key for key in asked | before if asked.get(key) != before.get(key)}
     changed -= {"device"} if asked["device"] == "auto" else set()  # any answers it; provenance names the one
     told += [f"{key} {before.get(key)!r} -> {asked.get(key)!r}" for key in sorted(changed)]
@@ -126,7 +130,7 @@ def locked_versions() -> dict[str, set[str]]:
 def stored_runs(profile: str, dataset: str) -> list[Run]:
     """Every run with a result on disk, asked for now or not, the shared ones of an extended profile included."""
     found = set()
-    for path in paths.results_dir(profile, dataset).glob("*/seed*/result.json"):
+    for path in paths.output_dir("results", profile, dataset).glob("*/seed*/result.json"):
         model, _, variant = path.parts[-3].partition("-")
         if seed := re.fullmatch(r"seed(\d+)", path.parts[-2]):
             found.add(Run(profile, dataset, model, variant or "default", int(seed[1])))
@@ -137,9 +141,15 @@ def stored_runs(profile: str, dataset: str) -> list[Run]:
     return sorted(found)
 
 
+def first_runs(profile: str, dataset: str) -> dict[str, Run]:
+    """Run name -> its stored run of the lowest seed, by name."""
+    runs = sorted(stored_runs(profile, dataset), key=lambda run: (run.run_name, -run.seed))
+    return {run.run_name: run for run in runs}
+
+
 def stored_datasets(profile: str) -> list[str]:
     """The data sets with results on disk, by name."""
-    folders = paths.results_dir(profile, "any").parent.glob("[!.]*")
+    folders = paths.output_dir("results", profile).glob("[!.]*")
     return sorted(folder.name for folder in folders if any(folder.glob("*/seed*/result.json")))
 
 
@@ -153,7 +163,7 @@ def load_results(profile: str, dataset: str) -> pd.DataFrame:
     """
     runs = stored_runs(profile, dataset)
     if not runs:
-        place = paths.results_dir(profile, dataset)
+        place = paths.output_dir("results", profile, dataset)
         raise NoResult(f"no finished run under {place}: ./run_all.sh {profile} --dataset {dataset}")
     rows = [_row(run, read_verified(run.folder / "result.json")) for run in runs]
     hashes = {row["result"]["provenance"]["dataset_hash"]: row["folder"] for row in rows}
@@ -184,7 +194,7 @@ def trained_twice(profile: str, dataset: str) -> pd.DataFrame:
     other_mAP. Nothing else differs, so they show what a machine is worth."""
     parent, rows = profiles.load_profile(profile).get("extends"), []
     for run in stored_runs(profile, dataset) if parent else []:
-        other = Run(parent, *list(vars(run).values())[1:])
+        other = replace(run, profile=parent)
         if run.profile != profile or not (other.folder / "result.json").is_file():
             continue
         here, there = (read_verified(r.folder / "result.json") for r in (run, other))
@@ -197,7 +207,7 @@ def trained_twice(profile: str, dataset: str) -> pd.DataFrame:
 
 def load_efficiency(profile: str, dataset: str) -> dict:
     """The verified efficiency result of a profile and data set (see hamlet.artifact.cost)."""
-    path = paths.results_dir(profile, dataset) / "efficiency" / "result.json"
+    path = paths.output_dir("results", profile, dataset) / "efficiency" / "result.json"
     if not path.is_file():
         raise NoResult(f"{path} is not there: ./run_all.sh {profile} --dataset {dataset}")
     return read_verified(path)
@@ -209,14 +219,14 @@ def load_inside(profile: str, dataset: str) -> pd.DataFrame:
     comes from the one it extends; a run that was trained again since is left out; no rows where none was measured."""
     rows: list[dict] = []
     for name in filter(None, (profile, profiles.load_profile(profile).get("extends"))):
-        path, known = paths.results_dir(name, dataset) / "inside" / "result.json", {row["run"] for row in rows}
+        path = paths.output_dir("results", name, dataset) / "inside" / "result.json"
+        known = {row["run"] for row in rows}
         if not path.is_file():
             continue
-        record, now = read_verified(path), {str(run): run.folder / "result.json" for run in stored_runs(name, dataset)}
+        record, now = read_verified(path), {str(run): stored_digest(run) for run in stored_runs(name, dataset)}
         for row in record["rows"]:
             key = f"{row['run']} seed{row['seed']}"
-            present = key in now and json.loads(now[key].read_text(encoding="utf-8")).get("digest")
-            if row["run"] not in known and present == record["parameters"]["runs"][key]:
+            if row["run"] not in known and now.get(key) == record["parameters"]["runs"][key]:
                 parts = row["parts"].items()
                 rows += [{**row, "label": label(row["run"]), "part": part, **change} for part, change in parts]
     sizes = ["kept", "level_cosine", "update", "gate_entropy", "gate_spread"]

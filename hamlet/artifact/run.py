@@ -1,13 +1,14 @@
 """One run: check what is asked, execute the notebook, verify and store the result as a whole or not at all.
 
 ``python -m hamlet.artifact.run --profile quick --dataset scenes --model gem_resnet18`` does exactly one run;
-``prepare`` builds the caches of a data set, ``notebook NAME`` executes a reporting notebook.
+``notebook NAME`` executes a reporting notebook.
 """
 
 import argparse
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import signal
@@ -17,20 +18,22 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
+from itertools import cycle
 from pathlib import Path
+
+import psutil
+from filelock import FileLock, Timeout
 
 from hamlet import paths
 from hamlet.artifact import profiles
-from hamlet.artifact.code import code_hashes, combined
+from hamlet.artifact.code import code_hashes, json_hash
 from hamlet.artifact.profiles import FIELDS, Run
 from hamlet.artifact.results import PACKAGES, check_result, digest
 from hamlet.errors import HamletError, one_line
-
-THUMBNAIL = 96  # pixels a side, enough for the figures
 
 
 @dataclass(frozen=True)
@@ -46,34 +49,26 @@ def open_job(
     profile: str, dataset: str, model: str, variant: str = "default", seed: int = 0,
     output: str = "", overrides: dict | None = None,
 ) -> Job:  # fmt: skip
-    """Check names and types, and give the run's settings: the profile's, changed by ``overrides``.
+    """Check names and types, and give the run's settings: the profile's, changed by ``overrides`` (by name).
 
-    Args:
-        output: work folder; empty for one in the cache, as when a notebook is opened by hand.
-        overrides: run parameters by name (workflow/*.yaml lists them); their types are checked.
-
-    Raises:
-        HamletError: unknown profile, model, variant or parameter, or a wrong type, with the valid ones.
+    Without ``output`` it works in a folder of the cache, as when a notebook is opened by hand; with it, it may have a
+    model that no profile names. Raises HamletError for an unknown name, with the valid ones, or a wrong type.
     """
     os.register_at_fork(after_in_child=die_with_parent)  # the workers that draw the scenes
     run = Run(profile, dataset, model, variant, seed)
     known = profiles.load_profile(profile)["runs"]
     profiles.check_dataset(dataset)
     profiles.one_of(variant, profiles.load_variants(), "variant")
-    if run.run_name not in known and not (output and registered(model)):
-        raise HamletError(f"profile {profile!r} has no run {run.run_name!r}; it has {', '.join(known)}")
+    if run.run_name not in known:
+        from hamlet.models import list_models
+
+        if not output or model not in list_models():
+            raise HamletError(f"profile {profile!r} has no run {run.run_name!r}; it has {', '.join(known)}")
     if type(seed) is not int or seed < 0:
         raise HamletError(f"seed must be a whole number of at least 0, got {seed!r}")
     settings = profiles.parameters(run) | profiles.check_values(overrides or {}, "overrides")
     name = f"{profile}-{dataset}-{run.run_name}-seed{seed}"
     return Job(run, settings, Path(output) if output else paths.cache_dir() / "notebooks" / name)
-
-
-def registered(model: str) -> bool:
-    """Whether the library knows a model that no profile names; with an output of its own it may run all the same."""
-    from hamlet.models import list_models
-
-    return model in list_models()
 
 
 def source_of(dataset: str) -> Path:
@@ -149,15 +144,8 @@ def provenance(device: str) -> dict:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"CPU ({names[0] if names else platform.processor() or platform.machine()})"
-
-
-def _process_start() -> float:
-    import psutil
-
-    return psutil.Process().create_time()
+    named = re.search(r"model name\s*: (.*)", info.read_text()) if info.is_file() else None
+    return f"CPU ({named[1].strip() if named else platform.processor() or platform.machine()})"
 
 
 def store(job: Job, data, model, untrained, trained, evaluation) -> Path:
@@ -171,7 +159,7 @@ def store(job: Job, data, model, untrained, trained, evaluation) -> Path:
 
     job.folder.mkdir(parents=True, exist_ok=True)
     curves, neighbours = trained.curves, example_neighbours(data, evaluation.embeddings)
-    graded_per_query(data, evaluation).to_parquet(job.folder / "per_query.parquet", index=False)
+    evaluation.per_query.to_parquet(job.folder / "per_query.parquet", index=False)
     neighbours.to_parquet(job.folder / "neighbours.parquet", index=False)
     curves.to_csv(job.folder / "curves.csv", index=False, float_format="%.9g")
     (job.folder / "thumbnails.webp").write_bytes(thumbnails(data, neighbours))
@@ -179,8 +167,7 @@ def store(job: Job, data, model, untrained, trained, evaluation) -> Path:
     card |= {"data": f"{data.name}, {len(data.train)} images", "classes": data.class_names}
     save_model(model, job.folder / "model.safetensors", card | {"metrics": evaluation.metrics["default"]})
     listed = ("per_query.parquet", "neighbours.parquet", "curves.csv", "thumbnails.webp")
-    code = code_hashes(job.run)
-    initial = "ImageNet (timm)" if job.settings["pretrained"] else "from scratch"
+    code, started = code_hashes(job.run), psutil.Process().create_time()
     record = {
         "schema": 2,
         "run": vars(job.run),
@@ -205,12 +192,12 @@ def store(job: Job, data, model, untrained, trained, evaluation) -> Path:
         "provenance": {
             **provenance(str(trained.device)),
             "code": code,
-            "code_sha256": combined(code),
+            "code_sha256": json_hash(code),
             "dataset_hash": data.content_hash,
-            "initial_weights": getattr(model, "initial_weights", initial),
-            "started": datetime.fromtimestamp(_process_start(), UTC).isoformat(timespec="seconds"),
+            "initial_weights": model.initial_weights,
+            "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "wall_seconds": time.time() - _process_start(),
+            "wall_seconds": time.time() - started,
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         },
         "excluded": len(data.excluded),
@@ -218,62 +205,44 @@ def store(job: Job, data, model, untrained, trained, evaluation) -> Path:
     }
     if model.text_tower is not None:
         record["words"] = words(model, data, evaluation, job.settings["text_teacher"])
-    record = json.loads(json.dumps(record, allow_nan=False))
     paths.write_json(job.folder / "result.json", record | {"digest": digest(record)})
     return job.folder / "result.json"
-
-
-def graded_per_query(data, evaluation):
-    """``evaluation.per_query`` with HAP, hierarchical average precision, on the default protocol (NaN elsewhere)."""
-    from hamlet.metrics import hierarchical_metrics
-
-    query, gallery, tree = data.query, data.gallery, {}
-    if gallery is not None:
-        tree = {"gallery_fine": gallery.labels, "gallery_coarse": gallery.coarse_labels}
-        tree["gallery"] = evaluation.embeddings[gallery.name]
-    found = hierarchical_metrics(evaluation.embeddings[query.name], query.labels, query.coarse_labels, **tree)
-    table = evaluation.per_query.copy()
-    table.loc[table["protocol"] == "default", "HAP"] = found.per_query["HAP"]
-    return table
 
 
 def thumbnails(data, neighbours) -> bytes:
     """The images that a run's ``neighbours`` name, small, so that figures need no data set (pictures.unpack)."""
     import numpy as np
-    from PIL import Image
 
     from hamlet.artifact.pictures import pack
 
-    sides = [(data.query, "query_path"), (data.gallery or data.query, "path")]
-    where = {p: (split, i) for split, _ in sides for i, p in enumerate(split.paths)}
+    splits = (data.query, data.gallery or data.query)
+    images = {path: image for split in splits for path, image in zip(split.paths, split.images, strict=True)}
     names = list(dict.fromkeys([*neighbours["query_path"], *neighbours["path"]]))
-    images = [Image.fromarray(np.asarray(where[name][0].images[where[name][1]])) for name in names]
-    side = min(THUMBNAIL, data.size)
-    small = [np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)) for image in images]
-    return pack(np.stack(small), names)
+    return pack(np.stack([images[name] for name in names]), names)
 
 
 @contextmanager
 def own_temporary_folder() -> Iterator[Path]:
     """One folder for everything temporary of this process and its kernel; those of dead processes are swept first."""
-    import psutil
-
-    base = Path(tempfile.gettempdir()) / f"hamlet-{os.getuid() if hasattr(os, 'getuid') else 0}"
+    before = tempfile.gettempdir()
+    base = Path(before) / f"hamlet-{os.getuid()}"
     base.mkdir(exist_ok=True)
     for left in base.glob("k*"):
-        if left.name[1:].isdigit() and not psutil.pid_exists(int(left.name[1:])):
+        if not psutil.pid_exists(int(left.name[1:])):
             shutil.rmtree(left, ignore_errors=True)
     own = base / f"k{os.getpid()}"
     own.mkdir(exist_ok=True)
-    before = os.environ.get("TMPDIR")
-    os.environ["TMPDIR"], tempfile.tempdir = str(own), None
+    os.environ["TMPDIR"] = tempfile.tempdir = str(own)
     try:
         yield own
     finally:
-        os.environ.pop("TMPDIR")
-        os.environ |= {"TMPDIR": before} if before else {}
-        tempfile.tempdir = None
+        os.environ["TMPDIR"] = tempfile.tempdir = before
         shutil.rmtree(own, ignore_errors=True)
+
+
+def on_python_path() -> None:
+    """Let the processes started from now on find this code first, whatever folder they stand in."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
 
 
 def die_with_parent() -> None:
@@ -284,11 +253,9 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def end_with_parent() -> None:
-    """From now on this process and its kernel end when the process that started it does, however that ended."""
-    import psutil
-
-    parent = os.getppid()
+def end_with_parent(parent: int | None = None) -> None:
+    """From now on this process and all that it starts end when its parent (a process id) does, however that ended."""
+    parent = parent or os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -314,7 +281,7 @@ def execute(name: str, output: Path, parameters: dict) -> None:
     if not source.is_file():
         valid = ", ".join(p.stem for p in sorted(paths.NOTEBOOKS.glob("*.ipynb")))
         raise HamletError(f"no notebook {name!r}; there are {valid}")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
+    on_python_path()
     output.parent.mkdir(parents=True, exist_ok=True)
     with own_temporary_folder() as folder:
         # IPC in a folder of its own: over TCP about one kernel in a hundred fails to start when many start at once
@@ -335,8 +302,6 @@ def execute(name: str, output: Path, parameters: dict) -> None:
 @contextmanager
 def leased_card(device: str):
     """Hold one NVIDIA card for this run by a file lock, and show it alone to the kernel; nothing to do on a CPU."""
-    from filelock import FileLock, Timeout
-
     cards = profiles.cards() if device in ("auto", "cuda") else 0
     if not cards or "CUDA_VISIBLE_DEVICES" in os.environ:
         yield
@@ -344,16 +309,12 @@ def leased_card(device: str):
     folder = Path(tempfile.gettempdir()) / "hamlet-cards"
     folder.mkdir(exist_ok=True)
     with ExitStack() as stack:
-        while True:
-            for card in range(cards):
-                try:
-                    stack.enter_context(FileLock(folder / f"{card}.lock", timeout=0))
-                except Timeout:
-                    continue
-                os.environ["CUDA_VISIBLE_DEVICES"] = str(card)
-                yield
-                return
-            time.sleep(1.0)
+        for card in cycle(range(cards)):
+            with suppress(Timeout):
+                stack.enter_context(FileLock(folder / f"{card}.lock", timeout=0.1))
+                break
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(card)
+        yield
 
 
 def aside(path: Path, why: str, target: Path | None = None) -> Path:
@@ -372,8 +333,6 @@ def make(run: Run, data_root: str = "", overrides: dict | None = None, output: s
     A stored result that answers to what is asked is kept (``keep``: one made by other code or from other parameters
     too); another run's is set aside, never deleted; a folder that holds anything else is refused.
     """
-    from filelock import FileLock
-
     target = Path(output) if output else run.folder
     job = open_job(*vars(run).values(), output, overrides)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -382,13 +341,11 @@ def make(run: Run, data_root: str = "", overrides: dict | None = None, output: s
         if _there(run, job.settings, target, keep):
             return target
         (work / "result.json").unlink(missing_ok=True)
-        stamp, code = work / "code.json", code_hashes(run)
-        if (begun := work / "checkpoint.pt").is_file() and not (
-            stamp.is_file() and stamp.read_text() == json.dumps(code)
-        ):
+        stamp, begun, code = work / "code.json", work / "checkpoint.pt", json.dumps(code_hashes(run))
+        if begun.is_file() and not (stamp.is_file() and stamp.read_text() == code):
             print(f"{run}: begun by other code; anew: {aside(begun, 'other-code')}", flush=True)
         work.mkdir(exist_ok=True)
-        stamp.write_text(json.dumps(code), encoding="utf-8")
+        stamp.write_text(code)
         asked = vars(run) | {"data_root": data_root, "output": str(work), "overrides": overrides or {}}
         if job.settings["device"] == "cpu":
             # one thread a run: two runs at once on two cores beat one run on both, and the bits repeat
@@ -428,38 +385,23 @@ def _there(run: Run, settings: dict, target: Path, keep: bool) -> bool:
     return False
 
 
-def prepare(profile: str, dataset: str, data_root: str = "") -> None:
-    """Build the decoded cache and the caption embeddings that a profile's runs need."""
-    from hamlet.distillation import encode_text
-
-    settings = profiles.of_dataset(profile, dataset)
-    data = load_data(dataset, settings, data_root)
-    if any(settings[weight] > 0 for weight in profiles.TEXT_WEIGHTS):
-        encode_text(data.train.captions, settings["text_teacher"])
-    print(f"{dataset}: {data.content_hash}", {name: len(split) for name, split in data.splits.items()})
-
-
 def override(text: str) -> tuple[str, object]:
     """("epochs", 3) from "epochs=3"; HamletError with the valid names for anything else."""
     name, equals, value = text.partition("=")
     if not equals:
         raise HamletError(f"--set {text!r}: expected name=value; names: {', '.join(FIELDS)}")
     profiles.one_of(name, FIELDS, "parameter", f"--set {text!r}")
-    kinds = FIELDS[name].kind if isinstance(FIELDS[name].kind, tuple) else (FIELDS[name].kind,)
-    plain = {"true": True, "false": False, "null": None}
-    typed: object = plain[value.lower()] if value.lower() in plain and kinds != (str,) else value
-    for number in {int, float} & {*kinds}:
-        try:
-            typed = number(value)
-        except ValueError:
-            continue
+    typed: object = value
+    if FIELDS[name].kind is not str:
+        with suppress(ValueError):
+            typed = json.loads(value.lower())
     return name, FIELDS[name].check(name, typed, f"--set {text!r}")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line: --help says what it takes."""
     parser = argparse.ArgumentParser(prog="python -m hamlet.artifact.run", description=__doc__.splitlines()[0])
-    parser.add_argument("action", nargs="?", default="run", choices=("run", "prepare", "notebook"))
+    parser.add_argument("action", nargs="?", default="run", choices=("run", "notebook"))
     parser.add_argument("name", nargs="?", default="", help="the notebook, for the action notebook")
     parser.add_argument("--profile", default="quick", help="one of workflow/*.yaml")
     parser.add_argument("--dataset", default="scenes")
@@ -478,11 +420,9 @@ def main(arguments: list[str] | None = None) -> None:
     if given.with_parent:
         end_with_parent()
     with one_line(arguments):
-        if given.action == "prepare":
-            prepare(given.profile, given.dataset, given.data_root)
-        elif given.action == "notebook":
+        if given.action == "notebook":
             profiles.load_profile(given.profile)
-            folder = paths.output_root() / "logs" / given.profile / given.dataset
+            folder = paths.output_dir("logs", given.profile, given.dataset)
             asked = {"profile": given.profile, "dataset": given.dataset}
             execute(given.name, folder / f"{given.name}.ipynb", asked)
         else:

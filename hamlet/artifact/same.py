@@ -53,17 +53,12 @@ def every_kind(files: set[str]) -> list[Run]:
     return sorted(chosen)
 
 
-def written(value: object) -> str:
-    """A value as --set takes it."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def outcome(tree: Path, run: Run, folder: Path) -> dict:
     """What a small version of the run comes to with the code of ``tree``; its numbers and the hash of its weights."""
     command = [sys.executable, "-m", "hamlet.artifact.run", "--profile", run.profile, "--dataset", run.dataset]
     command += ["--model", run.model, "--variant", run.variant, "--seed", str(run.seed), "--output", str(folder)]
-    told = profiles.parameters(run) | SMALL  # the present ones, whatever the other tree's profile says
-    command += [part for name, value in told.items() for part in ("--set", f"{name}={written(value)}")]
+    for name, value in (profiles.parameters(run) | SMALL).items():  # whatever the other tree's profile says
+        command += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
     environment = os.environ | {"PYTHONPATH": str(tree), "HAMLET_CACHE": str(paths.cache_dir())}
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -99,7 +94,7 @@ def show(commits: list[str], jobs: int) -> Path:
                     if apart := [key for key in old if key != "code" and old[key] != now[key]]:
                         what = ", ".join(apart)
                         raise HamletError(f"{where}: other {what} than with {commit}; its results must be made again")
-                    pairs = {name: [old["code"].get(name), value] for name, value in now["code"].items()}
+                    pairs = {n: [old["code"].get(n), now["code"].get(n)] for n in old["code"] | now["code"]}
                     modules[commit] |= {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
         finally:
             pool.shutdown(cancel_futures=True)

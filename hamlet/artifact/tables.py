@@ -6,9 +6,10 @@ frame of strings, exactly as `write_table` writes it; an empty string is a value
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
@@ -42,13 +43,19 @@ LATEX = str.maketrans({c: "\\" + c for c in "&%$#_{}"} | {"~": r"\textasciitilde
 
 def rounded(frame: pd.DataFrame, digits: int = DIGITS) -> pd.DataFrame:
     """The frame with its float columns at ``digits`` significant digits."""
-    floats = frame.select_dtypes("float").columns
-    return frame.assign(**{name: frame[name].map(lambda v: float(f"{v:.{digits}g}")) for name in floats})
+    return frame.assign(**frame.select_dtypes("float").map(lambda value: float(f"{value:.{digits}g}")))
 
 
-def fixed(values: Iterable[float], decimals: int, sign: str = "") -> list[str]:
-    """Numbers as text with ``decimals``; "" for a missing one."""
-    return ["" if pd.isna(value) else f"{value:{sign}.{decimals}f}" for value in values]
+def fixed(values: Sequence[float], decimals: int | Sequence[int], sign: str = "") -> list[str]:
+    """Numbers as text with ``decimals``, of all or of each; "" for a missing one."""
+    pairs = zip(values, np.broadcast_to(decimals, len(values)), strict=True)
+    return ["" if pd.isna(value) else f"{value:{sign}.{places}f}" for value, places in pairs]
+
+
+def spans(low: Sequence[float], high: Sequence[float], decimals: int | Sequence[int], form: str) -> list[str]:
+    """Both ends as text in ``form``, such as "{} to {}"; "" where they are missing."""
+    both = zip(fixed(low, decimals), fixed(high, decimals), strict=True)
+    return [form.format(*ends) if all(ends) else "" for ends in both]
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
@@ -84,16 +91,6 @@ def identity(run: str, label: str) -> dict:
     return {"run": run, "model": label, "group": group, "backbone": backbone_of(label)}
 
 
-def reported_digits(kind: str, label: str, column: int) -> str:
-    """The report's digits as printed, its columns taken in its order; "" for a row that it lacks."""
-    table = reported(kind)
-    return table.loc[label].iloc[column] if label in table.index else ""
-
-
-def _reported_value(kind: str, label: str, column: int) -> float:
-    return float(reported_digits(kind, label, column) or "nan")
-
-
 def t_half_width(values: pd.Series) -> float:
     """Half of the 95% Student interval of the mean over seeds; NaN below two values."""
     if len(values) < 2:
@@ -110,7 +107,7 @@ def _query_half_widths(rows: pd.DataFrame) -> pd.Series:
     frames = frames[frames["protocol"] == "default"].rename(columns={"AP": "mAP"})
     means = frames.groupby("query")[ACCURACY].mean().dropna()
     draws = st.bootstrap_means([means[metric].to_numpy()[None] for metric in ACCURACY], resamples=RESAMPLES)
-    intervals = [st.percentile_interval(means[m].mean(), d) for m, d in zip(ACCURACY, draws.T, strict=True)]
+    intervals = [st.percentile_interval(0, drawn) for drawn in draws.T]
     return pd.Series([(interval.high - interval.low) / 2 for interval in intervals], index=ACCURACY)
 
 
@@ -122,26 +119,24 @@ def accuracy_summary(results: pd.DataFrame) -> pd.DataFrame:
     for run, label in expected_rows(results["run"]).items():
         found = results[results["run"] == run]
         over_queries = _query_half_widths(found)
-        for column, metric in enumerate(ACCURACY):
+        for metric in ACCURACY:
             row = {"metric": metric, "mean": found[metric].mean(), "seeds": len(found)}
             row |= {"lowest_seed": found[metric].min(), "highest_seed": found[metric].max()}
             row |= {"seed_half_width": t_half_width(found[metric]), "query_half_width": over_queries[metric]}
-            row["reported"] = _reported_value("accuracy", label, column)
             rows.append(identity(run, label) | row)
-    return rounded(pd.DataFrame(rows))
+    told = reported("accuracy").astype(float).stack().rename("reported")
+    return rounded(pd.DataFrame(rows).join(told, on=["model", "metric"]))
 
 
 def efficiency_summary(efficiency: dict) -> pd.DataFrame:
     """One row per run: `identity`, the values of COSTS, latency_ms_q25, latency_ms_q75, and reported_<quantity> for
     the three that the report gives; NaN where not measured."""
-    rows = []
+    rows, told = [], reported("efficiency").astype(float).add_prefix("reported_")
     for run, label in expected_rows(efficiency["models"]).items():
         row = identity(run, label) | efficiency["models"].get(run, {})
         row["parameters_m"] = row.pop("parameters", float("nan")) / 1e6
         row["macs_g"] = row.pop("macs", float("nan")) / 1e9
-        for column, quantity in enumerate(EFFICIENCY.values()):
-            row[f"reported_{quantity}"] = _reported_value("efficiency", label, column)
-        rows.append(row)
+        rows.append(row | dict(told.reindex([label]).iloc[0]))
     return rounded(pd.DataFrame(rows))
 
 
@@ -153,14 +148,13 @@ def notes(results: pd.DataFrame, efficiency: dict | None = None) -> list[str]:
         if len(lacking) == len(seeds):
             told.append(f"{label}: empty, because no finished run named {run} is stored.")
         elif efficiency is not None and run not in efficiency["models"]:
-            told.append(
-                f"{label}: empty, because it was not there, or without its weights, when the cost was measured."
-            )
+            why = "it was not there, or without its weights, when the cost was measured"
+            told.append(f"{label}: empty, because {why}.")
         elif efficiency is None and lacking:
             told.append(f"{label}: mean without seed {', '.join(map(str, lacking))}, of which nothing is stored.")
     if len(seeds) == 1 and efficiency is None:
         told.append("One seed was run, so there is no spread over seeds.")
-    if "stale" in results and results["stale"].any():
+    if results["stale"].any():
         old = results.loc[results["stale"], "label"]
         names = "all runs" if len(old) == len(results) else ", ".join(dict.fromkeys(old))
         told.append(f"Made by other code than the present, {len(old)} of {len(results)} runs: {names}.")
@@ -168,15 +162,14 @@ def notes(results: pd.DataFrame, efficiency: dict | None = None) -> list[str]:
 
 
 def _provenance(records: list[dict]) -> str:
-    def listed(key: str) -> str:
-        return ", ".join(sorted({str(record.get(key) or "unknown")[:60] for record in records}))
+    def listed(key: str, letters: int = 60) -> str:
+        return ", ".join(sorted({str(record.get(key) or "unknown")[:letters] for record in records}))
 
-    commits = ", ".join(sorted({(record.get("commit") or "unknown")[:10] for record in records}))
     changed = " with uncommitted changes" if any(record.get("dirty") for record in records) else ""
     # a machine with a card brings a PyTorch of its own, other than the lock's
     torches = sorted({record["versions"]["torch"] for record in records if record.get("driver")})
     card = f" with PyTorch {', '.join(torches)}" if torches else ""
-    return f"Device: {listed('device')}{card}; threads: {listed('threads')}; commit: {commits}{changed}."
+    return f"Device: {listed('device')}{card}; threads: {listed('threads')}; commit: {listed('commit', 10)}{changed}."
 
 
 def accuracy_caption(results: pd.DataFrame) -> str:
@@ -223,50 +216,47 @@ def efficiency_details(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def _quartiles(summary: pd.DataFrame) -> list[str]:
-    low, high = (fixed(summary[f"latency_ms_{end}"], 2) for end in ("q25", "q75"))
-    return [f"{a} to {b}" if a else "" for a, b in zip(low, high, strict=True)]
+    return spans(summary["latency_ms_q25"], summary["latency_ms_q75"], 2, "{} to {}")
 
 
 def accuracy_vs_reported(summary: pd.DataFrame) -> pd.DataFrame:
     """Table 1 beside the report, a row per model and metric. ± are half widths of 95% intervals; difference =
     measured mean - reported."""
     rows = _group(summary, "report")
-    cells = zip(rows["model"], rows["metric"], strict=True)
     columns = {
-        "Reported": [reported_digits("accuracy", model, ACCURACY.index(metric)) for model, metric in cells],
+        "Model": rows["model"],
+        "Metric": rows["metric"],
+        "Reported": fixed(rows["reported"], 4),
         "Measured mean": fixed(rows["mean"], 4),
         "± over seeds": fixed(rows["seed_half_width"], 4),
         "± over queries": fixed(rows["query_half_width"], 4),
         "Seeds": rows["seeds"].astype(str),
         "Difference": fixed(rows["mean"] - rows["reported"], 4, "+"),
     }
-    return pd.DataFrame({"Model": rows["model"], "Metric": rows["metric"], **columns})
+    return pd.DataFrame(columns)
 
 
 def efficiency_vs_reported(summary: pd.DataFrame) -> pd.DataFrame:
     """Table 2 beside the report, a row per model and quantity; the spread is the quartiles over images."""
     rows, tables = _group(summary, "report"), []
-    for column, (name, key) in enumerate(EFFICIENCY.items()):
-        cells = {"Model": rows["model"], "Quantity": name}
-        cells["Reported"] = [reported_digits("efficiency", model, column) for model in rows["model"]]
-        cells["Measured"] = fixed(rows[key], 2)
+    for name, key in EFFICIENCY.items():
+        told, measured = rows[f"reported_{key}"], rows[key]
+        cells = {"Model": rows["model"], "Quantity": name, "Reported": fixed(told, 2), "Measured": fixed(measured, 2)}
         cells["Quartiles over images"] = _quartiles(rows) if key == "latency_ms" else ""
-        cells["Difference"] = fixed(rows[key] - rows[f"reported_{key}"], 2, "+")
-        cells["Measured / reported"] = fixed(rows[key] / rows[f"reported_{key}"], 2)
+        cells["Difference"] = fixed(measured - told, 2, "+")
+        tables.append(pd.DataFrame(cells | {"Measured / reported": fixed(measured / told, 2)}))
+    return pd.concat(tables).sort_index(kind="stable", ignore_index=True)
+
+
+def ratio_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """What HAMLET costs in terms of SPARSE on each backbone, reported and measured, 2 decimals."""
+    values, tables = summary.set_index("model").select_dtypes("number"), []
+    for backbone in _group(summary, "report")["backbone"].unique():
+        ratio = values.loc[f"HAMLET_{backbone}"] / values.loc[f"SPARSE_{backbone}"]
+        cells = {"Ratio": f"HAMLET / SPARSE, {backbone}", "Quantity": list(COSTS)}
+        for name, prefix in (("Reported", "reported_"), ("Measured", "")):
+            cells[name] = fixed(ratio.reindex([prefix + key for key in COSTS.values()]), 2)
         tables.append(pd.DataFrame(cells))
-    return pd.concat(tables).sort_index(kind="stable").reset_index(drop=True)
-
-
-def ratio_table(summary: pd.DataFrame, numerator: str = "HAMLET", denominator: str = "SPARSE") -> pd.DataFrame:
-    """What one method costs in terms of another on each backbone, reported and measured, 2 decimals."""
-    rows, tables = summary.set_index("model"), []
-    for backbone in summary.loc[summary["group"] == "report", "backbone"].unique():
-        top, bottom = rows.loc[f"{numerator}_{backbone}"], rows.loc[f"{denominator}_{backbone}"]
-        names = [f"reported_{key}" for key in COSTS.values()]
-        told = [top[key] / bottom[key] if key in rows else float("nan") for key in names]
-        cells = {"Quantity": list(COSTS), "Reported": fixed(told, 2)}
-        cells["Measured"] = fixed([top[key] / bottom[key] for key in COSTS.values()], 2)
-        tables.append(pd.DataFrame({"Ratio": f"{numerator} / {denominator}, {backbone}", **cells}))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -277,7 +267,7 @@ def protocol_table(results: pd.DataFrame) -> pd.DataFrame:
     for protocol in sorted(protocols):
         name, key = ("HAP", "HAP") if protocol == "hierarchical" else (f"mAP {protocol}", "mAP")
         measured[name] = [kept["metrics"].get(protocol, {}).get(key) for kept in results["result"]]
-    return _means(measured, expected_rows(results["run"]))
+    return _means(measured)
 
 
 def equal_bytes_table(results: pd.DataFrame) -> pd.DataFrame | None:
@@ -289,15 +279,14 @@ def equal_bytes_table(results: pd.DataFrame) -> pd.DataFrame | None:
     whole = [result["model"]["descriptor_bytes"] for result in kept["result"]]
     cut = pd.DataFrame([result["metrics"]["equal_bytes"] for result in kept["result"]], index=kept.index)
     measured = pd.DataFrame({"run": kept["run"], "Descriptor (bytes)": whole, "mAP, whole": kept["mAP"]})
-    measured = measured.join(cut[[metric for metric in ACCURACY if metric in cut]].add_suffix(", equal bytes"))
-    names = expected_rows(kept["run"])
-    return _means(measured, {run: name for run, name in names.items() if run in set(kept["run"])})
+    table = _means(measured.join(cut.filter(ACCURACY).add_suffix(", equal bytes")))
+    return table[table["mAP, whole"] != ""]
 
 
-def _means(measured: pd.DataFrame, rows: dict[str, str]) -> pd.DataFrame:
-    """Means over seeds as text, a row per entry of ``rows`` (run -> label)."""
-    means = measured.astype(dict.fromkeys(measured.columns.drop("run"), float)).groupby("run").mean()
-    means = rounded(means.reindex(list(rows)))
+def _means(measured: pd.DataFrame) -> pd.DataFrame:
+    """Means over the seeds of each ``run`` as text, in the rows of Table 1 and the controls."""
+    rows = expected_rows(measured["run"])
+    means = rounded(measured.set_index("run").astype(float).groupby(level=0).mean().reindex(list(rows)))
     cells = {name: fixed(means[name], 0 if "bytes)" in name else 4) for name in means}
     return pd.DataFrame({"Model": list(rows.values()), **cells})
 
@@ -336,11 +325,8 @@ def words_table(results: pd.DataFrame) -> pd.DataFrame:
 def inside_table(inside: pd.DataFrame) -> pd.DataFrame:
     """From `results.load_inside`: what each part taken out of the trained network changes, means over seeds."""
     means = rounded(inside.groupby(["label", "part"], sort=False)[["change", "cosine"]].mean().reset_index())
-    cells = {
-        "Model": means["label"],
-        "Taken out": means["part"],
-        "Validation mAP": fixed(means["change"].round(4) + 0.0, 4, "+"),
-    }
+    cells = {"Model": means["label"], "Taken out": means["part"]}
+    cells["Validation mAP"] = fixed(means["change"].round(4) + 0.0, 4, "+")
     return pd.DataFrame(cells | {"Cosine to the whole's descriptors": fixed(means["cosine"], 4)})
 
 
@@ -358,17 +344,14 @@ def text_table(results: pd.DataFrame) -> pd.DataFrame:
         spoken = result.get("words", {}).get("default", {}).get("text_to_image", {})
         graded = result["metrics"].get("hierarchical", {}).get("HAP")
         rows.append([graded, spoken.get("R@1"), spoken.get("mAP")])
-    columns = ["HAP", "Words R@1", "Words mAP"]
-    more = pd.DataFrame(rows, kept.index, columns, dtype=float)
-    measured = kept.assign(Text=kept["variant"].map(lambda v: TEXTS.get(v, v.replace("_", " ")))).join(more)
-    order = [*TEXTS.values(), *sorted(set(measured["Text"]) - {*TEXTS.values()})]
-    order = [name for name in order if name in set(measured["Text"])]
-    means, low, high = (
-        rounded(getattr(measured.groupby("Text")[[*ACCURACY, *columns]], kind)().reindex(order))
-        for kind in ("mean", "min", "max")
-    )
-    cells = {m: fixed(means[m], 4) for m in means}
+    measured = pd.DataFrame(rows, kept.index, ["HAP", "Words R@1", "Words mAP"], dtype=float)
+    texts = kept["variant"].map(lambda variant: TEXTS.get(variant, variant.replace("_", " ")))
+    order = [*TEXTS.values(), *sorted(set(texts) - {*TEXTS.values()})]
+    order = [name for name in order if name in set(texts)]
+    groups = kept[ACCURACY].join(measured).groupby(texts)
+    means, low, high = (rounded(of.reindex(order)) for of in (groups.mean(), groups.min(), groups.max()))
+    cells = {"Text": order, **{m: fixed(means[m], 4) for m in means}}
     for m in ("mAP", "HAP", "Words mAP"):
         ends = zip(fixed(low[m], 4), fixed(high[m], 4), strict=True)
         cells[f"{m} by seed"] = [f"{a} to {b}" if a != b else "" for a, b in ends]
-    return pd.DataFrame({"Text": order, **cells})
+    return pd.DataFrame(cells)

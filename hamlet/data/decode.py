@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -102,10 +103,7 @@ def _left_out(entry: os.DirEntry) -> str | None:
 
 def fit(image: Image.Image, size: int) -> np.ndarray:
     """Centre square of an RGB image, resampled to uint8 (size, size, 3)."""
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
 
 
 def to_8_bits(values: np.ndarray, significant: int | None = None) -> np.ndarray:
@@ -124,16 +122,6 @@ def to_8_bits(values: np.ndarray, significant: int | None = None) -> np.ndarray:
     return (values * 255 // ((1 << depth) - 1)).astype(np.uint8)
 
 
-def _png_16(file: io.BufferedIOBase) -> tuple[bool, int | None]:
-    """Of an open file: is it a PNG of 16-bit colour, which Pillow cuts to its high bytes; and its sBIT."""
-    head = file.read(4096)
-    file.seek(0)
-    if not head.startswith(b"\x89PNG"):
-        return False, None
-    said = re.search(rb"\0\0\0[\1-\4]sBIT(.)", head.split(b"IDAT")[0], re.DOTALL)
-    return head[24:25] == b"\x10" and head[25] in (2, 6), said and said[1][0]
-
-
 def _colour_16(file: io.BufferedIOBase, significant: int | None) -> Image.Image:
     """A PNG of 16-bit colour through torchvision, the one library here that keeps all its bits."""
     import torch
@@ -146,7 +134,7 @@ def _colour_16(file: io.BufferedIOBase, significant: int | None) -> Image.Image:
     return Image.fromarray(np.concatenate([colour, alpha.astype(np.uint8)], axis=2))
 
 
-def _rgb(image: Image.Image, significant: int | None = None) -> Image.Image:
+def _rgb(image: Image.Image, size: int | None, significant: int | None = None) -> Image.Image | np.ndarray:
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # without the test, a copy of every image
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit greys; Pillow's own conversion would clip them at 255
@@ -156,11 +144,15 @@ def _rgb(image: Image.Image, significant: int | None = None) -> Image.Image:
     if image.has_transparency_data:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    return image if size is None else fit(image, size)
 
 
 def _from_file(file: io.BufferedIOBase, size: int | None) -> Image.Image | np.ndarray:
-    colour_16, significant = _png_16(file)
+    head = file.read(4096).split(b"IDAT")[0]
+    file.seek(0)
+    said = re.match(rb"(?s)\x89PNG.*?\0\0\0[\1-\4]sBIT(.)", head)
+    significant = said and said[1][0]
     with Image.open(file) as image:
         if size is not None:
             image.draft(None, (4 * size, 4 * size))  # JPEG only: the decoder scales
@@ -168,10 +160,10 @@ def _from_file(file: io.BufferedIOBase, size: int | None) -> Image.Image | np.nd
         if pixels > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} px, more than {MAX_PIXELS // 10**6} megapixels")
         with _large if pixels > LARGE else nullcontext():
-            if colour_16:
+            if re.match(rb"(?s)\x89PNG.{20}\x10[\2\6]", head):  # 16-bit colour, which Pillow cuts to its high bytes
                 exif, image = image.info.get("exif"), _colour_16(file, significant)
                 image.info |= {"exif": exif} if exif else {}
-            result = _rgb(image, significant) if size is None else fit(_rgb(image, significant), size)
+            result = _rgb(image, size, significant)
             image.close()  # its memory goes before the next large one begins
             return result
 
@@ -187,17 +179,14 @@ def _read(source: Source, size: int | None) -> Image.Image | np.ndarray:
     named = isinstance(source, str | os.PathLike)
     name = os.fsencode(source).decode(errors="replace") if named else f"image ({type(source).__name__})"
     try:
-        if named:
-            if not stat.S_ISREG(os.stat(source).st_mode):
-                raise ValueError("not a regular file")  # a named pipe would block for ever
-            with open(source, "rb") as file:
+        if named and not stat.S_ISREG(os.stat(source).st_mode):
+            raise ValueError("not a regular file")  # a named pipe would block for ever
+        if named or isinstance(source, bytes):
+            with open(source, "rb") if named else io.BytesIO(source) as file:
                 return _from_file(file, size)
-        if isinstance(source, bytes):
-            return _from_file(io.BytesIO(source), size)
         if not isinstance(source, Image.Image | np.ndarray):
             raise ValueError("expected a path, bytes, a PIL image or an array")
-        image = _rgb(_from_array(source) if isinstance(source, np.ndarray) else source)
-        return image if size is None else fit(image, size)
+        return _rgb(_from_array(source) if isinstance(source, np.ndarray) else source, size)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise many types; the reason is always reported
@@ -231,14 +220,12 @@ def decode_many(sources: Iterable[Source], size: int, ahead: int = 128) -> Itera
         except ImageError as error:
             return error
 
-    waiting, sources = deque(), iter(sources)
     with ThreadPoolExecutor(min(8, cores())) as pool:
-        for source in sources:
-            waiting.append(pool.submit(attempt, source))
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
+        begun = (pool.submit(attempt, source) for source in sources)
+        waiting = deque(islice(begun, ahead))
         while waiting:
             yield waiting.popleft().result()
+            waiting.extend(islice(begun, 1))
 
 
 def cores() -> int:

@@ -37,12 +37,11 @@ ALIASES = {
 def _by_file(table: Path, files: list[str], needed: Sequence[str], optional: Sequence[str] = ()) -> dict[str, dict]:
     """Rows of a CSV by image, with "where" they stand; what could be misread is an error with the line."""
     try:
-        raw = table.read_bytes()
-        text = raw.decode("utf-8-sig")
+        text = table.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"{table}: expected a CSV file that can be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
+        line = error.object[: error.start].count(b"\n") + 1
         raise DataError(f"{table}, line {line}: not a UTF-8 CSV file ({error.reason})") from error
     if (nul := text.find("\0")) >= 0:
         raise DataError(f"{table}, line {text[:nul].count(chr(10)) + 1}: a NUL byte; save the table as UTF-8 text")
@@ -117,7 +116,7 @@ def _from_folders(root: Path, files: list[str]) -> tuple[dict[str, str], dict[st
             f"folder: {min(named)}/ of {root} names a split but {min(tops - named)}/ does not; rename one, or say it "
             "in labels.csv (file,class,split)"
         )
-    splits = bool(named) and named == tops
+    splits = named == tops
     if splits and deepest == 1:
         raise DataError(f"folder: are {', '.join(sorted(tops))} of {root} classes or splits? say it in labels.csv")
     if len(depths) > 1 or deepest > 2 + splits:

@@ -173,11 +173,8 @@ def load(root: Root, limit: int | None, *, verify: bool = True, download: bool =
 def halves(coarse_of: list[int]) -> dict[int, str]:
     """train, validation or query for every class, so that classes of training and test are disjoint.
 
-    ``coarse_of[i]`` is the coarse class of class i. Classes are put in a row: first the coarse classes with
-    several fine classes, then those with one; within that by coarse and fine id. Even places are the training
-    half, odd places the test half: every coarse class is halved (an odd one but for one class), and those
-    with a single class go to the halves in turn. Every fifth class of the training half, from the third on, is
-    validation.
+    ``coarse_of[i]`` is the coarse class of class i. Every coarse class is halved, those of a single class go to the
+    halves in turn; a fifth of the training half is validation. In full: data/grocery/README.md.
     """
     alone = {c for c in coarse_of if coarse_of.count(c) == 1}
     ordered = sorted(range(len(coarse_of)), key=lambda i: (coarse_of[i] in alone, coarse_of[i], i))

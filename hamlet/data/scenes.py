@@ -26,7 +26,6 @@ from tqdm import tqdm
 from hamlet.data import cache, decode
 from hamlet.data import scenes_drawing as draw
 from hamlet.data.dataset import Listing, Protocol, Root, register
-from hamlet.data.scenes_captions import COLOURS, WORDS, caption
 from hamlet.data.scenes_drawing import FINE, SIZE, pick, turn, uniform
 from hamlet.errors import DataError
 from hamlet.paths import ROOT
@@ -38,12 +37,11 @@ PROTOCOLS = {
     "validation": Protocol("validation", None, "validation classes, leave-one-out"),
 }
 SHAPES: dict[str, list[dict]] = yaml.safe_load((ROOT / "data/scenes/shapes.yaml").read_text(encoding="utf-8"))
+WORDS: dict[str, dict] = yaml.safe_load((ROOT / "data/scenes/words.yaml").read_text(encoding="utf-8"))
 DETAILS = tuple(WORDS["details"])
 # images per class; the order gives each split its seeds and must not change
 SPLITS = {"train": 48, "validation": 20, "query": 10, "gallery": 35, "seen_query": 4, "seen_gallery": 8}
 _HOME = {"query": "test", "gallery": "test", "seen_query": "train", "seen_gallery": "train"}
-
-
 # (shape, detail) by name of the fine class, which a label indexes; the shape is the coarse class
 CLASSES = {f"{shape}_{detail}": (shape, detail) for shape in SHAPES for detail in DETAILS}
 
@@ -68,9 +66,28 @@ def plan(limit: int | None = None) -> pd.DataFrame:
             for index in range(full if limit is None else min(limit, full)):
                 seed = (number * len(CLASSES) + label) * 1000 + index
                 path = f"scenes/{split}/{name}/{index:04d}.png"
-                words = caption(_scene(seed), shape, detail, _generator(seed, 2))
+                words = _caption(_scene(seed), shape, detail, _generator(seed, 2))
                 rows.append((split, path, label, label // len(DETAILS), seed, words))
     return pd.DataFrame(rows, columns=["split", "path", "label", "coarse_label", "seed", "caption"])
+
+
+def _caption(scene: dict, shape: str, detail: str, rng: np.random.Generator) -> str:
+    """One sentence that names what is seen, in words that ``rng`` chooses."""
+    template = pick(rng, WORDS["templates"])
+    words = {
+        "colour": scene["body"][0],
+        "second": scene["second"][0],
+        "noun": pick(rng, WORDS["shapes"][shape]),
+        "detail": pick(rng, WORDS["details"][detail]),
+        "place": pick(rng, WORDS["places"][scene["place"]]),
+        "setting": pick(rng, WORDS["settings"][scene["setting"]]),
+        "light": pick(rng, WORDS["lights"][scene["light"]]),
+        "cover": pick(rng, WORDS["covers"][scene["cover"]]),
+    }
+    follows = template.lower().split("{a} ")[1].split("}")[0].lstrip("{")
+    article = "an" if words[follows][0] in "aeiou" else "a"
+    sentence = template.format(a=article, A=article.capitalize(), **words)
+    return sentence[0].upper() + sentence[1:]
 
 
 def _generator(seed: int, stream: int) -> np.random.Generator:
@@ -79,8 +96,8 @@ def _generator(seed: int, stream: int) -> np.random.Generator:
 
 def _colour(rng: np.random.Generator) -> tuple[str, np.ndarray]:
     """A colour's name and its RGB in [0, 255], float64 (3,), from hue, saturation and value with a jitter."""
-    name = pick(rng, list(COLOURS))
-    hue, saturation, value = COLOURS[name]
+    name = pick(rng, list(WORDS["colours"]))
+    hue, saturation, value = WORDS["colours"][name]
     hue = hue + uniform(rng, -0.015, 0.015)
     saturation = min(1.0, saturation * uniform(rng, 0.85, 1.1))
     value = min(1.0, value * uniform(rng, 0.9, 1.05))

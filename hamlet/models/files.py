@@ -22,11 +22,10 @@ if TYPE_CHECKING:
     from hamlet.models.base import RetrievalModel
 
 WEIGHTS = "model.safetensors"  # in a folder of save_pretrained and in a hub repository
-NOT_STATED = "not stated by the maker"
 CARD = """---
 library_name: hamlet
 pipeline_tag: image-feature-extraction
-tags: [image-retrieval, {method}]{licence}
+tags: [image-retrieval, {method}]{tag}
 ---
 # {method} on {backbone}
 
@@ -36,7 +35,7 @@ Images in, L2-normalised descriptors of {dim} dimensions out. `hamlet.load("owne
 |---|---|
 | parameters | {parameters:,} |
 | first weights of the backbone | {first} |
-| evaluation size | {size} |
+| evaluation size (px) | {image_size} |
 | made with | hamlet {version} |
 
 ## Data
@@ -46,7 +45,7 @@ Images in, L2-normalised descriptors of {dim} dimensions out. `hamlet.load("owne
 {metrics}
 
 ## Licence
-{licence_text}
+{licence}
 
 ## Limits
 {limits}
@@ -69,28 +68,21 @@ class HubModel(PyTorchModelHubMixin):
 
     def generate_model_card(self, *args, **kwargs) -> ModelCard:
         """A card written from the model's own record; what is not recorded is said not to be."""
-        known, first = self.card, self.initial_weights
-        written = {k: _written(known.get(k)) for k in ("data", "metrics", "limits")}
-        return ModelCard(
-            CARD.format(
-                method=self.method,
-                backbone=self.backbone_name,
-                dim=self.embedding_dim,
-                parameters=sum(p.numel() for p in self.parameters()),
-                first=" ".join(filter(None, (first["source"], first["tag"], first["sha256"]))),
-                size=f"{known['image_size']} px" if "image_size" in known else NOT_STATED,
-                version=__version__,
-                licence=f"\nlicense: {known['licence']}" if "licence" in known else "",
-                licence_text=_written(known.get("licence")),
-                **written,
-            )
-        )
-
-
-def _written(value: object) -> str:
-    if isinstance(value, dict):
-        return "\n".join(f"- {name}: {entry}" for name, entry in value.items())
-    return NOT_STATED if value is None else str(value)
+        told = dict.fromkeys(("data", "metrics", "licence", "limits", "image_size"), "not stated by the maker")
+        for name, value in self.card.items():
+            if isinstance(value, dict):
+                value = "\n".join(f"- {part}: {entry}" for part, entry in value.items())
+            told |= {} if value is None else {name: value}
+        told |= {
+            "method": self.method,
+            "backbone": self.backbone_name,
+            "dim": self.embedding_dim,
+            "parameters": sum(p.numel() for p in self.parameters()),
+            "first": " ".join(filter(None, map(self.initial_weights.get, ("source", "tag", "sha256")))),
+            "version": __version__,
+            "tag": f"\nlicense: {told['licence']}" if "licence" in self.card else "",
+        }
+        return ModelCard(CARD.format_map(told))
 
 
 def save_model(model: "RetrievalModel", path: str | Path, card: dict | None = None) -> None:
@@ -121,9 +113,8 @@ def save_model(model: "RetrievalModel", path: str | Path, card: dict | None = No
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> "RetrievalModel":
     """Rebuild a model written by ``save_model``, in evaluation mode; its card is ``model.card``.
 
-    Raises:
-        HamletError: no such file, another kind of file, an unknown method, a tensor that is missing, has another
-            shape or kind, or holds values that are not finite.
+    HamletError: no such file, another kind of file, an unknown method, a tensor that is missing, has another shape or
+    kind, or holds values that are not finite.
     """
     from hamlet.models import create_model, list_methods  # the package imports this module first
 

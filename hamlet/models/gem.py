@@ -23,7 +23,7 @@ class GeMBaseline(RetrievalModel):
 
 
 @register(resnet18={}, mobilenetv3={"head_parameters": 8_640_000}, efficientnetlite0={"head_parameters": 8_640_000})
-class MLPBaseline(RetrievalModel):
+class MLPBaseline(GeMBaseline):
     """GeM pooling of C5 and a three-layer perceptron with ``head_parameters`` weights: capacity without structure."""
 
     method = "mlp"
@@ -41,6 +41,3 @@ class MLPBaseline(RetrievalModel):
             nn.GELU(),
             descriptor_head(hidden, embedding_dim),
         )
-
-    def embed(self, maps: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.head(self.pool(maps[-1])), {}

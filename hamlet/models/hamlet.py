@@ -1,10 +1,8 @@
 """HAMLET: tokens of four backbone stages, refined by adaptive cross-scale attention, in one descriptor.
 
-A search found no publication of this name. This is a re-implementation anchored on CrossViT (Chen, Fan,
-Panda, ICCV 2021), Deformable DETR (Zhu et al., ICLR 2021), DELG (Cao, Araujo, Sim, ECCV 2020) and DOLG
-(Yang et al., ICCV 2021: local attention beside the global descriptor), DynamicViT (Rao et al., NeurIPS 2021),
-and for training with text Roth, Vinyals, Akata (CVPR 2022) and RKD (Park et al., CVPR 2019); not "the
-authors' method". Widths are chosen to meet the report's parameter counts.
+Anchored on what ``hamlet.models.acsa`` names, on DELG (Cao, Araujo, Sim, ECCV 2020) and DOLG (Yang et al., ICCV 2021:
+local attention beside the global descriptor), and for training with text on Roth, Vinyals, Akata (CVPR 2022) and RKD
+(Park et al., CVPR 2019). Widths are chosen to meet the report's parameter counts.
 """
 
 import math
@@ -44,8 +42,8 @@ class HAMLET(RetrievalModel):
             hundred steps leaves it there, and the blocks do next to nothing (notebook 09).
         embedding_dim: size of the descriptor.
 
-    ``static_tokens`` (attribute, also in force under torch.export) masks dropped tokens in place of leaving
-    them out: the same descriptor at the full cost, for tools that need fixed shapes.
+    ``static_tokens`` (attribute, also in force under torch.export) masks dropped tokens in place of leaving them out:
+    the same descriptor at the full cost, for tools that need fixed shapes.
     """
 
     method = "hamlet"
@@ -90,26 +88,22 @@ class HAMLET(RetrievalModel):
             self.to_c5.weight.mul_(layer_scale)
             self.to_c5.bias.zero_()
 
-    def embed(self, maps: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        descriptor, losses, _, _ = self._embed(maps)
-        return descriptor, losses
-
     @torch.no_grad()
     def inspect(self, images: Tensor) -> dict[str, Tensor]:
-        """What the images made the model do, in evaluation mode.
+        """What images (B, 3, H, W) make the model do in evaluation mode.
 
-        Images (B, 3, H, W) -> ``gates`` (B, depth, levels, levels): weight that a level's queries (row) give to each
-        level (column), rows sum to one, absent without gate; ``keep`` (B, rows, columns) bool: computed cells.
+        ``gates`` (B, depth, levels, levels): weight that a level's queries (row) give to each level (column), rows sum
+        to one, absent without gate; ``keep`` (B, rows, columns) bool: computed cells.
         """
-        training = self.training
+        training, seen = self.training, {}
         self.eval()
         try:
-            _, _, gates, keep = self._embed(self.backbone(images))
+            self.embed(self.backbone(images), seen)
         finally:
             self.train(training)
-        return {"keep": keep} | ({} if gates[0] is None else {"gates": torch.stack(gates, 1)})
+        return seen
 
-    def _embed(self, maps: list[Tensor]) -> tuple[Tensor, dict[str, Tensor], list[Tensor | None], Tensor]:
+    def embed(self, maps: list[Tensor], seen: dict | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         grid = tuple(min(self.options["grid"], side) for side in maps[-2].shape[2:])
         tokens = self._tokens(maps, grid)
         place = self.level[:, None, None] + self.position(position_code(grid, tokens))
@@ -130,11 +124,20 @@ class HAMLET(RetrievalModel):
         x = F.layer_norm(x, x.shape[-1:])
         # average pooling takes cells to pixels too: a pixel gets the mean of the cells that cover it
         update = kept.scatter(self.to_c5(x[-1]))
-        features = torch.cat(
-            [self.pool(maps[-1] + F.adaptive_avg_pool2d(update, maps[-1].shape[2:])), self._local(x, kept)], 1
-        )
+        refined = maps[-1] + F.adaptive_avg_pool2d(update, maps[-1].shape[2:])
+        pooled = self.pool(refined)
+        # DELG-style attention pooling of C2..C4's tokens; of C2's too, whose last block would else have no effect
+        x = x[:-1]
+        weights = F.softplus(self.local(x).float())
+        if kept.mask is not None:
+            weights = weights * kept.mask[None, :, :, None]
+        local = (weights * x).sum(2) / weights.sum(2).clamp(min=1e-6)
+        features = torch.cat([pooled, local.transpose(0, 1).flatten(1)], 1)
         features = torch.cat([self.plain_pool(maps[-1]), self.perceptron(features)], 1)
-        return self.head(features), losses, gates, keep.detach().bool().unflatten(1, grid)
+        if seen is not None:
+            seen["keep"] = keep.bool().unflatten(1, grid)
+            seen |= {} if gates[0] is None else {"gates": torch.stack(gates, 1)}
+        return self.head(features), losses
 
     def _tokens(self, maps: list[Tensor], grid: tuple[int, int]) -> Tensor:
         """Maps C2..C5 -> normalised tokens (4, B, cells, width)."""
@@ -145,18 +148,6 @@ class HAMLET(RetrievalModel):
             tokens.append(lateral(x.permute(0, 2, 4, 1, 3, 5).flatten(3)).flatten(1, 2))
         tokens = torch.stack(tokens)
         return F.layer_norm(tokens, tokens.shape[-1:])
-
-    def _local(self, x: Tensor, kept: Kept) -> Tensor:
-        """DELG-style attention pooling of C2..C4's tokens -> (B, 3 * width), in float32.
-
-        Those of C2 too: its last block would else have no effect.
-        """
-        x = x[:-1]
-        weights = F.softplus(self.local(x).float())
-        if kept.mask is not None:
-            weights = weights * kept.mask[None, :, :, None]
-        pooled = (weights * x).sum(2) / weights.sum(2).clamp(min=1e-6)
-        return pooled.transpose(0, 1).flatten(1)
 
 
 def position_code(grid: tuple[int, int], like: Tensor) -> Tensor:

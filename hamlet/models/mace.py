@@ -1,8 +1,7 @@
 """MACE, multi-scale adaptive context: every position attends to region averages at four scales.
 
-Re-implementation anchored on APCNet: He, Deng, Zhou, Wang, Qiao, "Adaptive pyramid context network for
-semantic segmentation", CVPR 2019, written from its equations. No publication of the name MACE with this
-expansion was found. The width is chosen to meet the parameter count that the report gives for MACE_ResNet18.
+Anchored on APCNet (He, Deng, Zhou, Wang, Qiao, "Adaptive pyramid context network for semantic segmentation", CVPR
+2019), written from its equations.
 """
 
 import torch
@@ -16,9 +15,8 @@ from hamlet.models.layers import GeM, conv_bn, descriptor_head
 class AdaptiveContext(nn.Module):
     """One scale s: ``z = f(ReLU(rho(alpha y) + psi(X)))``.
 
-    y are the s x s region averages of X, and alpha = sigmoid(conv(psi + g(mean psi))) is each position's
-    attention to them, steered by the whole image. No batch normalisation stands on the pooled maps: at s = 1
-    it would see one value an image.
+    y are the s x s region averages of X, and alpha = sigmoid(conv(psi + g(mean psi))) is each position's attention to
+    them. No batch normalisation stands on the pooled maps: at s = 1 it would see one value an image.
     """
 
     def __init__(self, channels: int, width: int, scale: int):
@@ -27,7 +25,7 @@ class AdaptiveContext(nn.Module):
         self.phi = nn.Sequential(nn.Conv2d(channels, width, 1), nn.ReLU())
         self.summary = nn.Conv2d(width, width, 1)
         self.affinity = nn.Conv2d(width, scale * scale, 1)
-        self.rho = conv_bn(width, width, relu=False)
+        self.rho = conv_bn(width, width)[:2]  # its ReLU follows the sum with psi
         self.fuse = conv_bn(width, width)
 
     def attention(self, psi: Tensor) -> Tensor:

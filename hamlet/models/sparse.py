@@ -1,10 +1,8 @@
 """SPARSE, sparse encoding: a descriptor of 8192 non-negative codes of which at most k are not zero.
 
-Re-implementation anchored on CSR (Wen et al., "Beyond Matryoshka: revisiting sparse coding for adaptive
-representation", ICML 2025: top-k autoencoder with a metric loss on its codes) and Paria et al., "Minimizing
-FLOPs to learn efficient sparse representations", ICLR 2020 (the regulariser), written from their equations.
-No publication of the name SPARSE with this expansion was found. The widths are chosen to meet the parameter
-counts that the report gives.
+Anchored on CSR (Wen et al., "Beyond Matryoshka: revisiting sparse coding for adaptive representation", ICML 2025: top-k
+autoencoder with a metric loss on its codes) and Paria et al., "Minimizing FLOPs to learn efficient sparse
+representations", ICLR 2020 (the regulariser), written from their equations.
 """
 
 from typing import Annotated
@@ -12,33 +10,24 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
 
 from hamlet.errors import HamletError
 from hamlet.models.base import Range, RetrievalModel, register
 from hamlet.models.layers import GeM, conv_bn
 
 
-def context_convolution(channels: int, width: int, separable: bool) -> nn.Module:
-    """3x3 context (B, channels, H, W) -> (B, width, H, W); separable: 1x1 reduction, depthwise 3x3, 1x1."""
-    if not separable:
-        return conv_bn(channels, width, kernel=3)
-    depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
-    return nn.Sequential(conv_bn(channels, width), depthwise, nn.BatchNorm2d(width), nn.ReLU(), conv_bn(width, width))
-
-
 class SparseAutoencoder(nn.Module):
     """``u = W (e - b_pre) + b``, ``z = ReLU(TopK_k(u))``, ``e^ = W' z + b_pre``; silence kept in a buffer.
 
-    W has unit rows and W' starts as its transpose, so that top-k picks the directions that e leans to and
-    already reconstructs it from them. ``silent`` counts the training images since each code last fired, over
-    all processes; a code silent for more than ``dead_after`` images is dead.
+    W has unit rows and W' starts as its transpose, so that top-k picks the directions that e leans to and already
+    reconstructs it from them. ``silent`` counts the training images since each code last fired, over all processes; a
+    code silent for more than ``dead_after`` images is dead.
     """
 
-    def __init__(
-        self, width: int, codes: int, k: int, dead_after: int, start_k: int | None = None, anneal_images: int = 0
-    ):
+    def __init__(self, width: int, codes: int, k: int, dead_after: int, start_k: int = 0, anneal_images: int = 0):
         super().__init__()
-        self.k, self.start_k, self.anneal_images = k, min(max(start_k or k, k), codes), anneal_images
+        self.k, self.start_k, self.anneal_images = k, min(max(start_k, k), codes), anneal_images
         self.dead_after = dead_after
         self.encoder = nn.Linear(width, codes)
         self.decoder = nn.Linear(codes, width, bias=False)
@@ -105,7 +94,7 @@ class SPARSE(RetrievalModel):
 
     Args:
         width: d, the dimension that is encoded. 512 gives the report's 21.93 M parameters on ResNet18; 384 with
-            ``separable`` gives 9.79 M on MobileNetV3.
+            ``separable`` (1x1 reduction, depthwise 3x3, 1x1) gives 9.79 M on MobileNetV3.
         codes: V, the descriptor's dimension.
         k: non-zeros of a descriptor, at most. As (int32 index, float32 value) pairs, 64 take 512 bytes, a
             quarter of a dense 512-d float32 descriptor; k = 256 makes the bytes equal.
@@ -116,8 +105,8 @@ class SPARSE(RetrievalModel):
         reconstruction_weight, dead_weight, flops_weight: weights of the auxiliary losses. They are computed in
             training mode alone; in evaluation the dictionary is empty and inference does not pay for them.
 
-    e is centred and scaled by batch statistics (no learned affine) before it is encoded: GeM's output is
-    positive throughout, and without that every image would pick the same codes at first.
+    e is centred and scaled by batch statistics before it is encoded: GeM's output is positive throughout, and without
+    that every image would pick the same codes at first.
     """
 
     method = "sparse"
@@ -139,7 +128,12 @@ class SPARSE(RetrievalModel):
             raise HamletError(f"sparse: k={k}, expected 1 to codes={codes}")
         self.embedding_dim, self.k = codes, k
         self.weights = {"reconstruction": reconstruction_weight, "dead_codes": dead_weight, "flops": flops_weight}
-        self.context = context_convolution(self.backbone.channels[-1], width, separable)
+        channels = self.backbone.channels[-1]
+        if separable:
+            depthwise = Conv2dNormActivation(width, width, 3, groups=width)
+            self.context = nn.Sequential(conv_bn(channels, width), *depthwise, conv_bn(width, width))
+        else:
+            self.context = conv_bn(channels, width, kernel=3)
         self.pool = GeM()
         self.norm = nn.BatchNorm1d(width, affine=False)
         self.autoencoder = SparseAutoencoder(width, codes, k, dead_after, start_k, anneal_images)

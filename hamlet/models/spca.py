@@ -1,8 +1,7 @@
 """SpCa, spatial context aggregation: which visual tokens lie around each position, at three ranges.
 
-Re-implementation anchored on Zhang, Wang, Zhou, Koniusz, "Learning spatial-context-aware global visual
-feature representation for instance image retrieval", ICCV 2023, written from its equations. The widths are
-chosen to meet the parameter count that the report gives for SpCa_ResNet18, not taken from that paper.
+Anchored on Zhang, Wang, Zhou, Koniusz, "Learning spatial-context-aware global visual feature representation for
+instance image retrieval", ICCV 2023, written from its equations; the widths are not taken from that paper.
 """
 
 import math
@@ -19,14 +18,10 @@ from hamlet.models.layers import GeM, descriptor_head
 def spatial_affinity(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
     """Affinity of cells m and n, ``exp(-|p_m - p_n|)`` with p in cells, each column normalised to sum 1.
 
-    Returns float32 (N, N) with N = height * width, cells in row-major order: ``values @ affinity`` replaces
-    each cell's value by an average over its surroundings.
+    float32 (N, N), N = height * width, cells in row-major order: ``values @ affinity`` averages over surroundings.
     """
-    rows = torch.arange(height, device=device, dtype=torch.float32).view(-1, 1).expand(height, width)
-    columns = torch.arange(width, device=device, dtype=torch.float32).expand(height, width)
-    rows, columns = rows.reshape(-1), columns.reshape(-1)
-    squared = (rows[:, None] - rows) ** 2 + (columns[:, None] - columns) ** 2
-    affinity = torch.exp(-squared.sqrt())
+    cells = torch.cartesian_prod(torch.arange(height, device=device), torch.arange(width, device=device)).float()
+    affinity = torch.exp(-(cells[:, None] - cells).square().sum(-1).sqrt())
     return affinity / affinity.sum(dim=0, keepdim=True)
 
 
@@ -60,16 +55,13 @@ class TokenContext(nn.Module):
         x = self.reduce(maps).flatten(2).transpose(1, 2)
         with torch.autocast(maps.device.type, enabled=False):
             assignment = self.assign(x.float())
-            # normalised over positions to mean 1 rather than sum 1, so that LayerNorm's epsilon is as small
-            # against 256 cells as against 4
+            # mean 1 over positions rather than sum 1, so that LayerNorm's epsilon is as small against 256 cells as 4
             share = assignment / assignment.mean(dim=1, keepdim=True).clamp(min=1e-6)
             affinity = spatial_affinity(height, width, maps.device)
-            spread = share.transpose(1, 2) @ affinity
-            contexts = []
+            contexts = [share.transpose(1, 2) @ affinity]
             for _ in range(self.ranges):  # A^(b+1), b = 1, 2, 3
-                spread = spread @ affinity
-                contexts.append(spread)
-            return self.norm(torch.cat(contexts, dim=1).transpose(1, 2))
+                contexts.append(contexts[-1] @ affinity)
+            return self.norm(torch.cat(contexts[1:], dim=1).transpose(1, 2))
 
 
 class ContextAttention(nn.Module):
@@ -96,13 +88,10 @@ class ContextAttention(nn.Module):
 class SpCa(RetrievalModel):
     """C5 widened to D, fused with its spatial context, GeM, linear.
 
-    Args:
-        width: D, a multiple of 8 (the attention heads).
-        hidden: width of the position-wise perceptron.
-
-    The linear layer sees GeM of C5 beside GeM of the fused map: the anchor fuses the backbone's own features, which
-    the widening replaces. The defaults (D = 1184, hidden 2216) meet the report's 23.74 M parameters on ResNet18; D =
-    896 and hidden 1744 meet 12.56 M x 8.64 / 14.62 on EfficientNet-Lite0 (see MACE).
+    width: D, a multiple of 8 (the attention heads); hidden: width of the position-wise perceptron. The linear layer
+    sees GeM of C5 beside GeM of the fused map: the anchor fuses the backbone's own features, which the widening
+    replaces. The defaults meet the report's 23.74 M parameters on ResNet18; D = 896 and hidden 1744 meet 12.56 M x
+    8.64 / 14.62 on EfficientNet-Lite0 (see MACE).
     """
 
     method = "spca"

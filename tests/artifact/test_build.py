@@ -80,3 +80,6 @@ def test_a_measurement_is_not_given_up_for_one_without_hamlet(tmp_path, monkeypa
     for folder in folders.values():
         (folder / "model.safetensors").touch()
     assert fault(*folders) == "trained again since: gem_resnet18"
+    for broken in ("{}", "[]", "{"):
+        (folders["mlp_resnet18"] / "result.json").write_text(broken)
+        assert fault(*folders) == "trained again since: gem_resnet18, mlp_resnet18"

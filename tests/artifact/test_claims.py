@@ -76,7 +76,7 @@ def results(tmp_path_factory):
     output = tmp_path_factory.mktemp("output")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HAMLET_OUTPUT", str(output))
-        root = paths.results_dir("quick", "made")
+        root = paths.output_dir("results", "quick", "made")
         for run, level in LEVELS.items():
             for seed in range(3 if run == "hamlet_resnet18" else 2):
                 write_run(root, run, level, seed)
@@ -147,7 +147,7 @@ def test_known_answers(table):
 
 def test_the_part_that_decides_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
-    root = paths.results_dir("quick", "made")
+    root = paths.output_dir("results", "quick", "made")
     for run, level in list(LEVELS.items())[:7]:
         write_run(root, run, level, 0, **({"P@5": 1.0} if run == "dscf_resnet18" else {}))
     table = claims.claims_table("quick", "made", resamples=4000)
@@ -172,7 +172,7 @@ def test_what_was_stated_after_results_says_so():
 def test_other_classes_have_a_verdict_of_their_own(tmp_path, monkeypatch):
     """Half of the classes gain 0.23, half lose 0.11: sure for more queries of them, open for other classes."""
     monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
-    root = paths.results_dir("quick", "made")
+    root = paths.output_dir("results", "quick", "made")
     g, effect = np.random.default_rng(3), np.where(np.arange(QUERIES) % CLASSES % 2, 0.23, -0.11)
     write_run(root, "dscf_resnet18", 0.5, 0, AP=0.5 + g.normal(0, 0.03, QUERIES))
     write_run(root, "hamlet_resnet18", 0.56, 0, AP=0.5 + effect + g.normal(0, 0.03, QUERIES))
@@ -197,7 +197,7 @@ def test_ties_are_rarely_contradicted(tmp_path, monkeypatch):
     alarms = []
     for trial in range(8):
         for i, run in enumerate(list(LEVELS)[:7]):
-            write_run(paths.results_dir("quick", f"t{trial}"), run, 0.5, 100 * trial + i)
+            write_run(paths.output_dir("results", "quick", f"t{trial}"), run, 0.5, 100 * trial + i)
         source = claims.Replicates(Paper(), claims.load_measured("quick", f"t{trial}"), 1000)
         parts = source.paper.parts({"id": "S1-1", "formula": "mAP[HAMLET_ResNet18] > mAP[others]"})
         alarms.append(source.measure(parts, False)[2] < 0.05)
@@ -224,7 +224,7 @@ def test_pairs_by_hand(results):
 
 def test_one_seed_says_nothing_about_improvement(tmp_path, monkeypatch):
     monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
-    root = paths.results_dir("quick", "made")
+    root = paths.output_dir("results", "quick", "made")
     for run, seeds in (("hamlet_resnet18", 2), ("mace_resnet18", 1), ("spca_resnet18", 2)):
         for seed in range(seeds):
             write_run(root, run, LEVELS[run], seed)
@@ -241,10 +241,10 @@ def test_improvement_is_averaged_over_data_sets(tmp_path, monkeypatch):
     for dataset, mace in (("made", 0.9), ("other", 0.1), ("single", 0.9)):
         for run, level in (("hamlet_resnet18", 0.5), ("mace_resnet18", mace)):
             for seed in range(1 if dataset == "single" else 3):
-                write_run(paths.results_dir("quick", dataset), run, level, seed)
+                write_run(paths.output_dir("results", "quick", dataset), run, level, seed)
     row = claims.improvement("quick").set_index(["First", "Second"]).loc[("HAMLET_ResNet18", "MACE_ResNet18")]
     assert row.tolist() == ["0.50", "[0.50, 0.50]", "made (3/3), other (3/3)", ""]  # wins on one, loses on the other
-    (paths.results_dir("quick", "other") / "mace_resnet18" / "seed1" / "per_query.parquet").write_bytes(b"")
+    (paths.output_dir("results", "quick", "other") / "mace_resnet18" / "seed1" / "per_query.parquet").write_bytes(b"")
     row = claims.improvement("quick").iloc[3]
     assert row["Data sets (seeds)"] == "made (3/3), other left out: its results do not verify"
     assert row["P(improvement)"] == "0.00"
@@ -254,7 +254,7 @@ def test_improvement_is_averaged_over_data_sets(tmp_path, monkeypatch):
 
 def test_memory_that_was_measured_once_has_no_verdict(tmp_path, monkeypatch):
     monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
-    root = paths.results_dir("quick", "made")
+    root = paths.output_dir("results", "quick", "made")
     write_efficiency(root, once=("hamlet_mobilenetv3",), none=("mace_resnet18",))
     table = claims.claims_table("quick", "made", resamples=500).set_index("id")
     row = table.loc["S3.2-3"]
@@ -270,7 +270,7 @@ def test_missing_runs_are_reasons(tmp_path, monkeypatch):
     empty = claims.claims_table("quick", "none")
     assert (empty["verdict"] == "not testable here").all() and empty["value"].isna().all()
     assert claims.comparisons("quick", "none")["p"].isna().all()
-    write_run(paths.results_dir("quick", "one"), "hamlet_resnet18", 0.7, 0)
+    write_run(paths.output_dir("results", "quick", "one"), "hamlet_resnet18", 0.7, 0)
     one = claims.claims_table("quick", "one", resamples=50).set_index("id")
     assert one.at["S3.1-5", "reason"] == "missing: sparse_resnet18"
     assert "efficiency of hamlet_mobilenetv3" in one.at["S3.2-2", "reason"]
@@ -278,7 +278,7 @@ def test_missing_runs_are_reasons(tmp_path, monkeypatch):
 
 def test_unequal_queries_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
-    root = paths.results_dir("quick", "made")
+    root = paths.output_dir("results", "quick", "made")
     write_run(root, "hamlet_resnet18", 0.7, 0)
     write_run(root, "mace_resnet18", 0.6, 0, queries=QUERIES - 1)
     with pytest.raises(ValueError, match=r"mace_resnet18.*queries differ"):
@@ -288,7 +288,7 @@ def test_unequal_queries_are_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("tamper", ["values", "values and their hash", "efficiency"])
 def test_a_changed_file_is_refused_by_every_table(tmp_path, monkeypatch, tamper):
     monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
-    root = paths.results_dir("quick", "made")
+    root = paths.output_dir("results", "quick", "made")
     write_run(root, "hamlet_resnet18", 0.7, 0)
     write_efficiency(root)
     record = root / ("efficiency" if tamper == "efficiency" else "hamlet_resnet18/seed0") / "result.json"
@@ -351,7 +351,7 @@ def test_side_by_side_holds_what_was_decided_anywhere(tmp_path, monkeypatch):
     verdicts = {"one": ["direction only", "contradicted", "not testable here", "not reproduced"]}
     verdicts["two"] = ["reproduced", "not reproduced", "not testable here", "direction only"]
     for dataset, words in verdicts.items():
-        folder = paths.tables_dir("quick", dataset)
+        folder = paths.output_dir("tables", "quick", dataset)
         folder.mkdir(parents=True)
         pd.DataFrame({"Claim": list("ABCD"), "Verdict": words, **base}).to_csv(folder / "claims.csv", index=False)
     table = claims.side_by_side("quick", ["one", "two", "three"]).set_index("Claim")
@@ -371,9 +371,9 @@ def test_a_variant_with_its_exchange_cut_is_set_against_that_variant():
 
 def test_ablation_takes_from_pretrained_what_it_lacks(tmp_path, monkeypatch):
     monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
-    write_run(paths.results_dir("pretrained", "scenes"), "hamlet_efficientnetlite0", 0.7, 0)
-    write_run(paths.results_dir("ablation", "scenes"), "hamlet_efficientnetlite0-shuffled", 0.6, 0)
-    write_run(paths.results_dir("ablation", "scenes"), "mace_efficientnetlite0-text", 0.5, 0)
+    write_run(paths.output_dir("results", "pretrained", "scenes"), "hamlet_efficientnetlite0", 0.7, 0)
+    write_run(paths.output_dir("results", "ablation", "scenes"), "hamlet_efficientnetlite0-shuffled", 0.6, 0)
+    write_run(paths.output_dir("results", "ablation", "scenes"), "mace_efficientnetlite0-text", 0.5, 0)
     frame = claims.comparisons("ablation", "scenes", ablation=True, resamples=500).set_index("second")
     assert set(frame.dropna(subset="p")["first"]) == {"HAMLET_EfficientNetLite0"} and frame["p"].notna().sum() == 2
     assert frame.at["HAMLET_EfficientNetLite0 (shuffled)", "difference"] == pytest.approx(0.1, abs=0.02)
@@ -385,7 +385,7 @@ def test_ablation_takes_from_pretrained_what_it_lacks(tmp_path, monkeypatch):
 def test_text_counts_for_what_it_adds_to_shuffled_captions(tmp_path, monkeypatch):
     """By class where single queries were kept, by family too; of both runs' seeds in common alone."""
     monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
-    root, graded = paths.results_dir("ablation", "scenes"), {"HAP": np.linspace(0.3, 0.5, QUERIES)}
+    root, graded = paths.output_dir("results", "ablation", "scenes"), {"HAP": np.linspace(0.3, 0.5, QUERIES)}
     for seed in (0, 1):
         write_run(root, "hamlet_efficientnetlite0", 0.7, seed, HAP=graded["HAP"] + 0.1)
     write_run(root, "hamlet_efficientnetlite0-shuffled", 0.6, 0, **graded)
@@ -400,7 +400,7 @@ def test_text_counts_for_what_it_adds_to_shuffled_captions(tmp_path, monkeypatch
 
 def test_text_without_kept_queries_has_its_means_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
-    root = paths.results_dir("ablation", "scenes")
+    root = paths.output_dir("results", "ablation", "scenes")
     write_run(root, "hamlet_efficientnetlite0", 0.7, 0)
     assert claims.language("ablation", "scenes")["reason"].str.startswith("missing").all()
     write_run(root, "hamlet_efficientnetlite0-shuffled", 0.6, 0)

@@ -49,7 +49,7 @@ def test_prose_costs_nothing_and_code_does(tree):
     assert tree("hamlet/models/mace.py", "import", "x = 1\nimport") == before  # another method's
     after = tree("hamlet/models/gem.py", "import", "x = 1\nimport")
     assert [name for name in after if after[name] != before[name]] == ["hamlet.models.gem"]
-    assert code.combined(after) != code.combined(before)
+    assert code.json_hash(after) != code.json_hash(before)
 
 
 def test_the_training_notebooks_code_counts_and_its_outputs_do_not(tree):

@@ -50,7 +50,7 @@ def drawn(name, profile):
         "backbones": (figures.backbones, lambda: figures.backbone_data(accuracy, cost)),
         "learning_curves": (figures.learning_curves, lambda: figures.curves_data(results)),
         "ablation": (figures.ablation, lambda: compared(results)),
-        "captions_quality": (figures.captions_quality, lambda: pd.DataFrame({"Text": ["word"], "mAP": ["0.5"]})),
+        "captions_quality": (figures.captions_quality, lambda: tables.text_table(results)),
         "retrieval_gallery": (
             lambda rows, title: pictures.retrieval_gallery(rows, images, title),
             lambda: pictures.neighbours_data(results, run),
@@ -258,7 +258,7 @@ def test_names_with_dollars_are_no_formulas(profile, tmp_path):
     data = pictures.neighbours_data(results, "hamlet_resnet18").assign(**{"class": "cost_$5_$6", "query_class": "a$_$"})
     classes = pd.DataFrame({"class": ["cost_$5_$6"], "path": ["x"]})
     named = accuracy.assign(model="cost_$5_$6")
-    points = figures.tradeoff_data(named, profile[2])
+    points = figures.tradeoff_data(named, profile[2].assign(model="cost_$5_$6"))
     for index, figure in enumerate((
         pictures.retrieval_gallery(data, {}, "$5_$6"), pictures.contact_sheet(classes, {}, "$5_$6"),
         figures.accuracy_bars(named, "$5_$6"), figures.tradeoff(points, "$5_$6"),

@@ -25,10 +25,6 @@ def test_accuracy_names_leader_gap_controls_and_text():
     assert "Text changes the mAP of HAMLET_ResNet18 by +0.0500." in said
 
 
-def test_percent_below_is_relative_to_the_higher_value():
-    assert findings.percent_below(0.1581, 0.1955) == "19.1%"  # 23.6% would be the way up
-
-
 def test_text_that_lowers_and_text_that_raises():
     rows = [("HAMLET_ResNet18", "report", 0.4), ("HAMLET_ResNet18 (no text)", "control", 0.45)]
     summary = pd.DataFrame(rows, columns=["model", "group", "mean"]).assign(

@@ -131,7 +131,7 @@ def test_names_of_runs():
 def test_on_another_backbone_claims_about_methods_are_judged_and_the_rest_is_not():
     paper = Paper(backbone="EfficientNetLite0")
     for claim in paper.claims:
-        names = {side[2] for part in paper.parts(claim) for c in part for side in (c.left, c.right) if side}
+        names = {side[2] for part in paper.parts(claim) for c in part for side in c.sides}
         if claim.get("about") == "methods":
             assert names and all("EfficientNetLite0" in name for name in names), claim["id"]
         else:

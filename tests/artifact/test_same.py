@@ -57,9 +57,10 @@ def told(tmp_path, monkeypatch):
 
 def test_only_the_modules_that_changed_are_written_and_earlier_evidence_stays(told, tmp_path):
     (tmp_path / "same_code.json").write_text('[{"modules": {"z": ["0", "1"]}}]')
+    told["before"]["code"]["joined to another"] = "1"
     earlier, new = json.loads(same.show(["abc"], 1).read_text())
     assert earlier == {"modules": {"z": ["0", "1"]}}
-    assert new["modules"] == {"a": ["1", "2"]} and new["compared_with"] == "abc"
+    assert new["modules"] == {"a": ["1", "2"], "joined to another": ["1", None]} and new["compared_with"] == "abc"
     assert new["weights"] == {"smoke/scenes/gem_resnet18 seed0": "w"}
 
 

@@ -157,10 +157,10 @@ def test_large_images_are_decoded_one_at_a_time(monkeypatch):
     at_once, most = [], []
     rgb = module._rgb
 
-    def watched(image, significant=None):
+    def watched(*arguments):
         at_once.append(1)
         most.append(len(at_once))
-        result = rgb(image, significant)
+        result = rgb(*arguments)
         at_once.pop()
         return result
 

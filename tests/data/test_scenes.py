@@ -12,7 +12,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from hamlet.data import load_dataset, scenes
-from hamlet.data.scenes_captions import WORDS
 from hamlet.data.scenes_drawing import Canvas, detail_tone, fill, inverse, project
 
 NAMES = list(scenes.CLASSES)  # a label indexes it
@@ -151,15 +150,15 @@ def test_inverse_undoes_the_homography():
 def test_captions_name_shape_and_own_detail_and_no_other(full):
     for caption, label in zip(full.caption, full.label, strict=True):
         (shape, own), text = scenes.CLASSES[NAMES[label]], caption.lower()
-        assert any(noun in text for noun in WORDS["shapes"][shape]), caption
+        assert any(noun in text for noun in scenes.WORDS["shapes"][shape]), caption
         named = {detail for detail, family in FAMILIES.items() if re.search(family, text)}
         assert named == {own}, caption
         assert caption[0].isupper() and caption.endswith(".") and "{" not in caption and "  " not in caption
 
 
 def test_captions_are_varied(full):
-    assert len(set(WORDS["templates"])) >= 12
-    assert all(len(set(phrases)) >= 3 for kind in ("shapes", "details") for phrases in WORDS[kind].values())
+    assert len(set(scenes.WORDS["templates"])) >= 12
+    assert all(len(set(phrases)) >= 3 for kind in ("shapes", "details") for phrases in scenes.WORDS[kind].values())
     assert full.caption.nunique() > 0.98 * len(full)
     openings = full.caption.str.split().str[:2].str.join(" ")
     assert openings.value_counts(normalize=True).max() < 0.15

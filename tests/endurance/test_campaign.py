@@ -52,7 +52,7 @@ def test_a_damaged_index_is_refused_or_answers_as_before(tmp_path):
 
 def test_a_damaged_result_is_never_sound(tmp_path, monkeypatch):
     asked = Run("quick", "scenes", "gem_resnet18", "default", 0)
-    source = paths.results_dir("quick", "scenes") / "gem_resnet18" / "seed0"
+    source = paths.output_dir("results", "quick", "scenes") / "gem_resnet18" / "seed0"
     monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
     before = results.check_result(asked, folder=source)
 

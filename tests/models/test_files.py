@@ -128,7 +128,14 @@ def test_to_a_hub_folder_and_back(path, tmp_path, images):
     model = load_model(path)
     model.save_pretrained(tmp_path / "hub")
     written = (tmp_path / "hub" / "README.md").read_text()
-    for part in ("license: mit", "mAP: 0.5", "name: grocery", "two classes of fruit", "96 px", "resnet18"):
+    for part in (
+        "license: mit",
+        "mAP: 0.5",
+        "name: grocery",
+        "two classes of fruit",
+        "evaluation size (px) | 96 |",
+        "resnet18",
+    ):
         assert part in written
     again = type(model).from_pretrained(tmp_path / "hub")
     assert again.card == model.card and not again.training
