@@ -8,14 +8,16 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pandas as pd
+import torch
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 import ranking
 
-from hamlet import paths
+from hamlet import metrics, paths
 
 CASES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 SELF = "leaves self to the caller"
@@ -31,19 +33,16 @@ def embedded(case: str, scores: list, relevant: list) -> tuple:
 
 
 def hamlet(case, metric, scores, relevant):
-    from hamlet.metrics import retrieval_metrics
+    mean = metrics.retrieval_metrics(*embedded(case, scores, relevant)).mean
+    return mean[metric if metric == "P@5" else "mAP"]
 
-    return retrieval_metrics(*embedded(case, scores, relevant)).mean[metric if metric == "P@5" else "mAP"]
 
-
-def of_scores(name: str):
+def of_scores(peer):
     """A peer of ranking.py that takes scores and relevance, and leaves the query itself to the caller."""
 
     def run(case, metric, scores, relevant):
-        import torch
-
         given = torch.tensor([scores], dtype=torch.float64), torch.tensor([relevant]).bool()
-        return getattr(ranking, name)(*given, k=5 if metric == "P@5" else None) if scores else SELF
+        return peer(*given, k=5 if metric == "P@5" else None) if scores else SELF
 
     return run
 
@@ -62,8 +61,6 @@ def pytorch_metric_learning(case, metric, scores, relevant):
 
 
 def faiss_sorted(case, metric, scores, relevant):
-    import faiss
-
     query, labels, *gallery = embedded(case, scores, relevant)
     gallery, gallery_labels = gallery if scores else (query, labels)
     index = faiss.IndexFlatIP(query.shape[1])
@@ -75,9 +72,9 @@ def faiss_sorted(case, metric, scores, relevant):
     return np.mean(found)
 
 
-LIBRARIES = {"hamlet": hamlet, "scikit-learn": of_scores("scikit_learn"), "torchmetrics": of_scores("torchmetrics")}
-LIBRARIES |= {"OML": of_scores("oml"), "pytrec_eval": pytrec_eval, "faiss, sorted results": faiss_sorted}
-LIBRARIES |= {"pytorch-metric-learning": pytorch_metric_learning}
+LIBRARIES = {"hamlet": hamlet, "pytrec_eval": pytrec_eval, "pytorch-metric-learning": pytorch_metric_learning}
+LIBRARIES |= {"scikit-learn": of_scores(ranking.scikit_learn), "torchmetrics": of_scores(ranking.torchmetrics)}
+LIBRARIES |= {"OML": of_scores(ranking.oml), "faiss, sorted results": faiss_sorted}
 
 
 def answer(library, case: dict) -> float | str:
@@ -91,6 +88,12 @@ def answer(library, case: dict) -> float | str:
     return value if isinstance(value, str) else round(float(value), 6)
 
 
+def cell(value: float | str, right: float) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:.4f}" if abs(value - right) <= 1e-4 else f"**{value:.4f}**"
+
+
 def remake(root: Path) -> list[Path]:
     """The table of the stored answers below ``root``: one row a case, one column a library."""
     from hamlet.artifact.tables import write_table
@@ -99,19 +102,15 @@ def remake(root: Path) -> list[Path]:
         return []
     rows = []
     for case in json.loads(path.read_text())["cases"]:
-        right, row = case["by hand"], {name: case[name] for name in ("case", "metric")}
-        row["by hand"] = f"{right:.4f}"
-        for name in sorted(case["answers"], key=lambda n: (n != "hamlet", n)):
-            value = case["answers"][name]
-            text = value if isinstance(value, str) else f"{value:.4f}"
-            wrong = not isinstance(value, str) and abs(value - right) > 1e-4
-            row[name] = f"**{text}**" if wrong else text
-        rows.append(row | {"why": case["why"]})
+        right, answers = case["by hand"], {"hamlet": None} | case["answers"]  # hamlet's first
+        cells = {name: cell(value, right) for name, value in answers.items()}
+        row = {"case": case["case"], "metric": case["metric"], "by hand": f"{right:.4f}"}
+        rows.append(row | cells | {"why": case["why"]})
     return write_table(pd.DataFrame(rows), root / "tables" / "benchmarks" / "library_differences", DIFFER)
 
 
 def main() -> None:
-    rows, root = [], paths.output_dir()
+    rows, root = [], paths.output_root()
     for case in CASES:
         row = {key: case[key] for key in ("case", "metric", "why")}
         row["by hand"] = round(float(Fraction(case["by hand"])), 6)

@@ -22,11 +22,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from hamlet import paths
 from hamlet.errors import one_line
+from hamlet.metrics import retrieval_metrics
 
 LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+COLUMNS = {"gallery": "{:,}", "threads": "{}", "method": "{}", "CPU / product": "{:.2f}", "CPU s": "{:.2f}"}
+COLUMNS |= {"wall s": "{:.2f}", "extra MB": "{:.0f}", "note": "{}", "mAP": "{:.8f}", "mAP less hamlet's": "{:+.1e}"}
+STORED = {"size": "gallery", "cpu": "CPU s", "wall": "wall s", "memory": "extra MB"}
 COST = (
     "Cost of exact mAP, {queries}, 128 dimensions, 100 classes: medians, each method in a process of its own. Read "
     "the ratios: the seconds belong to one machine of {cores} cores on one day. Versions: {versions}."
@@ -51,8 +56,6 @@ def problem(size: int, queries: int, dimensions: int = 128, classes: int = 100) 
 
 
 def run_hamlet(q, ql, g, gl, threads):
-    from hamlet.metrics import retrieval_metrics
-
     return retrieval_metrics(q, ql, g, gl, threads=threads).mean["mAP"]
 
 
@@ -64,7 +67,6 @@ def run_product(q, ql, g, gl, threads):
 
 
 def run_pml(q, ql, g, gl, threads):
-    import torch
     from pytorch_metric_learning.distances import DotProductSimilarity
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
     from pytorch_metric_learning.utils.inference import CustomKNN
@@ -85,7 +87,6 @@ def oml(score, hit, k=None) -> float:
 
 
 def torchmetrics(score, hit, k=None) -> float:
-    import torch
     from torchmetrics.retrieval import RetrievalMAP, RetrievalPrecision
 
     index = torch.arange(len(score))[:, None].expand_as(score)
@@ -104,8 +105,6 @@ def of_scores(peer, shift: float = 0.0):
     """The peer on all scores at once, leave-one-out without the diagonal."""
 
     def run(q, ql, g, gl, threads):
-        import torch
-
         score = torch.as_tensor(q) @ torch.as_tensor(q if g is None else g).T
         hit = torch.as_tensor(ql)[:, None] == torch.as_tensor(ql if g is None else gl)
         if g is None:
@@ -123,8 +122,6 @@ RUN = {"product": run_product, "hamlet": run_hamlet, **PEERS}
 
 def worker(name: str, size: int, queries: int, threads: int) -> dict:
     """One method measured in this process."""
-    import torch
-
     torch.set_num_threads(threads)
     RUN[name](*problem(300, min(queries, 30), classes=10), threads)
     data, wall, cpu, value = problem(size, queries), [], [], None
@@ -157,28 +154,7 @@ def provenance() -> dict:
 
     wanted = {"numpy", "scipy", "torch", "open-metric-learning", *PEERS}
     versions = {d.name: d.version for d in metadata.distributions() if d.name.lower() in wanted}
-    known = {
-        key: value for key, value in run.provenance("cpu").items() if key in ("commit", "dirty", "python", "device")
-    }
-    return {**known, "versions": versions, "cores": os.cpu_count()}
-
-
-def tabled(stored: dict) -> tuple[pd.DataFrame, str]:
-    """Cost of each method beside the bare product of the same problem, and the caption."""
-    measured, where, rows = stored["measured"], stored["provenance"], []
-    same = {(m["method"], m["size"], m["threads"]): m for m in measured}
-    for m in measured:
-        product, ours = (same[method, m["size"], m["threads"]] for method in ("product", "hamlet"))
-        row = {"gallery": f"{m['size']:,}", "threads": str(m["threads"]), "method": m["method"]}
-        if "cpu" in m:
-            row |= {"CPU / product": f"{m['cpu'] / product['cpu']:.2f}", "CPU s": f"{m['cpu']:.2f}"}
-            row |= {"wall s": f"{m['wall']:.2f}", "extra MB": f"{m['memory']:.0f}"}
-        if m.get("mAP") is not None:
-            row |= {"mAP": f"{m['mAP']:.8f}", "mAP less hamlet's": f"{m['mAP'] - ours['mAP']:+.1e}"}
-        rows.append(row | {"note": m.get("note", "")})
-    queries = f"{measured[0]['queries']} queries" if measured[0]["queries"] else "leave-one-out"
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(where["versions"].items()))
-    return pd.DataFrame(rows).fillna(""), COST.format(queries=queries, cores=where["cores"], versions=versions)
+    return run.provenance("cpu") | {"versions": versions, "cores": os.cpu_count()}
 
 
 def remake(root: Path) -> list[Path]:
@@ -187,8 +163,17 @@ def remake(root: Path) -> list[Path]:
 
     made = []
     for path in sorted((root / "results" / "benchmarks" / "ranking").glob("*.json")):
-        table, caption = tabled(json.loads(path.read_text()))
-        made += write_table(table, root / "tables" / "benchmarks" / f"ranking_{path.stem}", caption)
+        stored = json.loads(path.read_text())
+        data, where = pd.DataFrame(stored["measured"]).rename(columns=STORED), stored["provenance"]
+        # of a problem the product is measured first, then hamlet, the first that has a mAP
+        first = data.groupby(["gallery", "threads"])[["CPU s", "mAP"]].transform("first")
+        data["CPU / product"], data["mAP less hamlet's"] = data["CPU s"] / first["CPU s"], data["mAP"] - first["mAP"]
+        data = data.reindex(columns=[*COLUMNS, "queries"]).astype(object)
+        queries = f"{data['queries'][0]} queries" if data["queries"][0] else "leave-one-out"
+        versions = ", ".join(f"{name} {version}" for name, version in sorted(where["versions"].items()))
+        table = pd.DataFrame({name: data[name].map(form.format, na_action="ignore") for name, form in COLUMNS.items()})
+        caption = COST.format(queries=queries, cores=where["cores"], versions=versions)
+        made += write_table(table.fillna(""), root / "tables" / "benchmarks" / f"ranking_{path.stem}", caption)
     return made
 
 
