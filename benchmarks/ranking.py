@@ -10,11 +10,11 @@ seconds are of all threads and stay comparable on a busy machine. "product" is t
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
 import resource
-import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
@@ -28,10 +28,12 @@ from hamlet import paths
 from hamlet.errors import one_line
 from hamlet.metrics import retrieval_metrics
 
-LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-COLUMNS = {"gallery": "{:,}", "threads": "{}", "method": "{}", "CPU / product": "{:.2f}", "CPU s": "{:.2f}"}
-COLUMNS |= {"wall s": "{:.2f}", "extra MB": "{:.0f}", "note": "{}", "mAP": "{:.8f}", "mAP less hamlet's": "{:+.1e}"}
-STORED = {"size": "gallery", "cpu": "CPU s", "wall": "wall s", "memory": "extra MB"}
+COLUMNS = {  # of the table: what is stored and how it is printed
+    "gallery": ("size", "{:,}"), "threads": ("threads", "{}"), "method": ("method", "{}"),
+    "CPU / product": ("times", "{:.2f}"), "CPU s": ("cpu", "{:.2f}"), "wall s": ("wall", "{:.2f}"),
+    "extra MB": ("memory", "{:.0f}"), "note": ("note", "{}"), "mAP": ("mAP", "{:.8f}"),
+    "mAP less hamlet's": ("less", "{:+.1e}"),
+}  # fmt: skip
 COST = (
     "Cost of exact mAP, {queries}, 128 dimensions, 100 classes: medians, each method in a process of its own. Read "
     "the ratios: the seconds belong to one machine of {cores} cores on one day. Versions: {versions}."
@@ -44,12 +46,12 @@ def problem(size: int, queries: int, dimensions: int = 128, classes: int = 100) 
     centres = rng.standard_normal((classes, dimensions), dtype=np.float32) * np.float32(0.35)
 
     def draw(n: int) -> tuple:
-        labels, x = np.arange(n) % classes, rng.standard_normal((n, dimensions), dtype=np.float32)
-        for start in range(0, n, 10000):  # in parts: the set-up must not set the memory peak
-            part = x[start : start + 10000]
-            part += centres[labels[start : start + 10000]]
+        x = rng.standard_normal((n, dimensions), dtype=np.float32)
+        for label, centre in enumerate(centres):  # in parts: the set-up must not set the memory peak
+            part = x[label::classes]
+            part += centre
             part /= np.linalg.norm(part, axis=1, keepdims=True)
-        return x, labels
+        return x, np.arange(n) % classes
 
     gallery = draw(size)
     return (*draw(queries), *gallery) if queries else (*gallery, None, None)
@@ -104,13 +106,14 @@ def scikit_learn(score, hit, k=None) -> float | str:
 def of_scores(peer, shift: float = 0.0):
     """The peer on all scores at once, leave-one-out without the diagonal."""
 
-    def run(q, ql, g, gl, threads):
-        score = torch.as_tensor(q) @ torch.as_tensor(q if g is None else g).T
-        hit = torch.as_tensor(ql)[:, None] == torch.as_tensor(ql if g is None else gl)
+    def run(q, ql, g, gl, threads, k=None):
+        q, ql = torch.as_tensor(q), torch.as_tensor(ql)
+        score = q @ (q if g is None else torch.as_tensor(g)).T
+        hit = ql[:, None] == (ql if g is None else torch.as_tensor(gl))
         if g is None:
             keep = ~torch.eye(len(q), dtype=torch.bool)
             score, hit = score[keep].view(len(q), -1), hit[keep].view(len(q), -1)
-        return peer(score + shift if shift else score, hit)
+        return peer(score + shift if shift else score, hit, k)
 
     return run
 
@@ -124,26 +127,25 @@ def worker(name: str, size: int, queries: int, threads: int) -> dict:
     """One method measured in this process."""
     torch.set_num_threads(threads)
     RUN[name](*problem(300, min(queries, 30), classes=10), threads)
-    data, wall, cpu, value = problem(size, queries), [], [], None
+    data, times = problem(size, queries), []
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     RUN[name](*data, threads)
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    while len(cpu) < 9 and sum(cpu) < 10:
-        t, c = time.perf_counter(), time.process_time()
+    while len(times) < 9 and sum(cpu for _, cpu in times) < 10:
+        wall, cpu = time.perf_counter(), time.process_time()
         value = RUN[name](*data, threads)
-        wall.append(time.perf_counter() - t)
-        cpu.append(time.process_time() - c)
-    found = {"wall": statistics.median(wall), "cpu": statistics.median(cpu), "memory": memory, "mAP": value}
-    return {key: v if v is None else float(f"{v:.10g}") for key, v in found.items()}
+        times.append((time.perf_counter() - wall, time.process_time() - cpu))
+    wall, cpu = np.median(times, axis=0).tolist()
+    return {"wall": wall, "cpu": cpu, "memory": memory, "mAP": value}
 
 
 def measure(name: str, size: int, queries: int, threads: int) -> dict:
     """The worker's answer in a process of its own, or the reason why there is none."""
     given = {"method": name, "size": size, "queries": queries, "threads": threads}
-    os.environ |= dict.fromkeys(LIMITS, str(threads))
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
-            return given | pool.submit(worker, name, size, queries, threads).result()
+            return given | pool.submit(worker, *given.values()).result()
         except Exception as error:  # a peer that fails, or is killed for its memory, is a row too
             return given | {"note": f"{type(error).__name__}: {error}"[:100]}
 
@@ -164,16 +166,17 @@ def remake(root: Path) -> list[Path]:
     made = []
     for path in sorted((root / "results" / "benchmarks" / "ranking").glob("*.json")):
         stored = json.loads(path.read_text())
-        data, where = pd.DataFrame(stored["measured"]).rename(columns=STORED), stored["provenance"]
+        keys = ["queries", *(key for key, _ in COLUMNS.values())]
+        data, where = pd.DataFrame(stored["measured"], columns=keys), stored["provenance"]
         # of a problem the product is measured first, then hamlet, the first that has a mAP
-        first = data.groupby(["gallery", "threads"])[["CPU s", "mAP"]].transform("first")
-        data["CPU / product"], data["mAP less hamlet's"] = data["CPU s"] / first["CPU s"], data["mAP"] - first["mAP"]
-        data = data.reindex(columns=[*COLUMNS, "queries"]).astype(object)
+        first = data.groupby(["size", "threads"])[["cpu", "mAP"]].transform("first")
+        data["times"], data["less"] = data["cpu"] / first["cpu"], data["mAP"] - first["mAP"]
+        columns = {name: data[key].map(form.format, na_action="ignore") for name, (key, form) in COLUMNS.items()}
         queries = f"{data['queries'][0]} queries" if data["queries"][0] else "leave-one-out"
         versions = ", ".join(f"{name} {version}" for name, version in sorted(where["versions"].items()))
-        table = pd.DataFrame({name: data[name].map(form.format, na_action="ignore") for name, form in COLUMNS.items()})
         caption = COST.format(queries=queries, cores=where["cores"], versions=versions)
-        made += write_table(table.fillna(""), root / "tables" / "benchmarks" / f"ranking_{path.stem}", caption)
+        table = pd.DataFrame(columns).astype(object).fillna("")
+        made += write_table(table, root / "tables" / "benchmarks" / f"ranking_{path.stem}", caption)
     return made
 
 
@@ -185,11 +188,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
     a, rows, root = parser.parse_args(), [], paths.output_dir()
-    for size in a.sizes:
-        for threads in a.threads:
-            for name in ["product", "hamlet", *a.peers]:
-                rows.append(measure(name, size, a.queries, threads))
-                print(rows[-1], flush=True)
+    for size, threads, name in itertools.product(a.sizes, a.threads, ["product", "hamlet", *a.peers]):
+        rows.append(measure(name, size, a.queries, threads))
+        print(rows[-1], flush=True)
     stored = {"measured": rows, "provenance": provenance()}
     paths.write_json(root / "results" / "benchmarks" / "ranking" / f"{a.name}.json", stored)
     print("\n".join(map(str, remake(root))))
