@@ -101,8 +101,8 @@ def one_hot(query, gallery, names: tuple[str, str], of, several: bool = True) ->
 
 def tree(fine: tuple, coarse: tuple, of) -> list[list[Csr]]:
     """``one_hot`` of (queries', gallery's) fine classes and of coarse ones, one a row."""
-    both = zip((fine, coarse), (("fine", "gallery_fine"), ("coarse", "gallery_coarse")), strict=True)
-    levels = [one_hot(*labels, names, of, several=False) for labels, names in both]
+    both = {"fine": fine, "coarse": coarse}
+    levels = [one_hot(*labels, (name, f"gallery_{name}"), of, several=False) for name, labels in both.items()]
     pairs = [np.concatenate([side.indices for side in hot]) for hot in levels]
     if len(np.unique(pairs[0])) != np.unique(pairs, axis=1).shape[1]:
         raise HamletError("coarse: one fine class lies in two coarse classes; expected a tree")
