@@ -10,11 +10,11 @@ seconds are of all threads and stay comparable on a busy machine. "product" is t
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
 import resource
-import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
@@ -22,11 +22,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from hamlet import paths
 from hamlet.errors import one_line
+from hamlet.metrics import retrieval_metrics
 
-LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+COLUMNS = {  # of the table: what is stored and how it is printed
+    "gallery": ("size", "{:,}"), "threads": ("threads", "{}"), "method": ("method", "{}"),
+    "CPU / product": ("times", "{:.2f}"), "CPU s": ("cpu", "{:.2f}"), "wall s": ("wall", "{:.2f}"),
+    "extra MB": ("memory", "{:.0f}"), "note": ("note", "{}"), "mAP": ("mAP", "{:.8f}"),
+    "mAP less hamlet's": ("less", "{:+.1e}"),
+}  # fmt: skip
 COST = (
     "Cost of exact mAP, {queries}, 128 dimensions, 100 classes: medians, each method in a process of its own. Read "
     "the ratios: the seconds belong to one machine of {cores} cores on one day. Versions: {versions}."
@@ -39,20 +46,18 @@ def problem(size: int, queries: int, dimensions: int = 128, classes: int = 100) 
     centres = rng.standard_normal((classes, dimensions), dtype=np.float32) * np.float32(0.35)
 
     def draw(n: int) -> tuple:
-        labels, x = np.arange(n) % classes, rng.standard_normal((n, dimensions), dtype=np.float32)
-        for start in range(0, n, 10000):  # in parts: the set-up must not set the memory peak
-            part = x[start : start + 10000]
-            part += centres[labels[start : start + 10000]]
+        x = rng.standard_normal((n, dimensions), dtype=np.float32)
+        for label, centre in enumerate(centres):  # in parts: the set-up must not set the memory peak
+            part = x[label::classes]
+            part += centre
             part /= np.linalg.norm(part, axis=1, keepdims=True)
-        return x, labels
+        return x, np.arange(n) % classes
 
     gallery = draw(size)
     return (*draw(queries), *gallery) if queries else (*gallery, None, None)
 
 
 def run_hamlet(q, ql, g, gl, threads):
-    from hamlet.metrics import retrieval_metrics
-
     return retrieval_metrics(q, ql, g, gl, threads=threads).mean["mAP"]
 
 
@@ -64,7 +69,6 @@ def run_product(q, ql, g, gl, threads):
 
 
 def run_pml(q, ql, g, gl, threads):
-    import torch
     from pytorch_metric_learning.distances import DotProductSimilarity
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
     from pytorch_metric_learning.utils.inference import CustomKNN
@@ -85,7 +89,6 @@ def oml(score, hit, k=None) -> float:
 
 
 def torchmetrics(score, hit, k=None) -> float:
-    import torch
     from torchmetrics.retrieval import RetrievalMAP, RetrievalPrecision
 
     index = torch.arange(len(score))[:, None].expand_as(score)
@@ -103,15 +106,14 @@ def scikit_learn(score, hit, k=None) -> float | str:
 def of_scores(peer, shift: float = 0.0):
     """The peer on all scores at once, leave-one-out without the diagonal."""
 
-    def run(q, ql, g, gl, threads):
-        import torch
-
-        score = torch.as_tensor(q) @ torch.as_tensor(q if g is None else g).T
-        hit = torch.as_tensor(ql)[:, None] == torch.as_tensor(ql if g is None else gl)
+    def run(q, ql, g, gl, threads, k=None):
+        q, ql = torch.as_tensor(q), torch.as_tensor(ql)
+        score = q @ (q if g is None else torch.as_tensor(g)).T
+        hit = ql[:, None] == (ql if g is None else torch.as_tensor(gl))
         if g is None:
             keep = ~torch.eye(len(q), dtype=torch.bool)
             score, hit = score[keep].view(len(q), -1), hit[keep].view(len(q), -1)
-        return peer(score + shift if shift else score, hit)
+        return peer(score + shift if shift else score, hit, k)
 
     return run
 
@@ -123,30 +125,27 @@ RUN = {"product": run_product, "hamlet": run_hamlet, **PEERS}
 
 def worker(name: str, size: int, queries: int, threads: int) -> dict:
     """One method measured in this process."""
-    import torch
-
     torch.set_num_threads(threads)
     RUN[name](*problem(300, min(queries, 30), classes=10), threads)
-    data, wall, cpu, value = problem(size, queries), [], [], None
+    data, times = problem(size, queries), []
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     RUN[name](*data, threads)
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    while len(cpu) < 9 and sum(cpu) < 10:
-        t, c = time.perf_counter(), time.process_time()
+    while len(times) < 9 and sum(cpu for _, cpu in times) < 10:
+        wall, cpu = time.perf_counter(), time.process_time()
         value = RUN[name](*data, threads)
-        wall.append(time.perf_counter() - t)
-        cpu.append(time.process_time() - c)
-    found = {"wall": statistics.median(wall), "cpu": statistics.median(cpu), "memory": memory, "mAP": value}
-    return {key: v if v is None else float(f"{v:.10g}") for key, v in found.items()}
+        times.append((time.perf_counter() - wall, time.process_time() - cpu))
+    wall, cpu = np.median(times, axis=0).tolist()
+    return {"wall": wall, "cpu": cpu, "memory": memory, "mAP": value}
 
 
 def measure(name: str, size: int, queries: int, threads: int) -> dict:
     """The worker's answer in a process of its own, or the reason why there is none."""
     given = {"method": name, "size": size, "queries": queries, "threads": threads}
-    os.environ |= dict.fromkeys(LIMITS, str(threads))
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
-            return given | pool.submit(worker, name, size, queries, threads).result()
+            return given | pool.submit(worker, *given.values()).result()
         except Exception as error:  # a peer that fails, or is killed for its memory, is a row too
             return given | {"note": f"{type(error).__name__}: {error}"[:100]}
 
@@ -157,28 +156,7 @@ def provenance() -> dict:
 
     wanted = {"numpy", "scipy", "torch", "open-metric-learning", *PEERS}
     versions = {d.name: d.version for d in metadata.distributions() if d.name.lower() in wanted}
-    known = {
-        key: value for key, value in run.provenance("cpu").items() if key in ("commit", "dirty", "python", "device")
-    }
-    return {**known, "versions": versions, "cores": os.cpu_count()}
-
-
-def tabled(stored: dict) -> tuple[pd.DataFrame, str]:
-    """Cost of each method beside the bare product of the same problem, and the caption."""
-    measured, where, rows = stored["measured"], stored["provenance"], []
-    same = {(m["method"], m["size"], m["threads"]): m for m in measured}
-    for m in measured:
-        product, ours = (same[method, m["size"], m["threads"]] for method in ("product", "hamlet"))
-        row = {"gallery": f"{m['size']:,}", "threads": str(m["threads"]), "method": m["method"]}
-        if "cpu" in m:
-            row |= {"CPU / product": f"{m['cpu'] / product['cpu']:.2f}", "CPU s": f"{m['cpu']:.2f}"}
-            row |= {"wall s": f"{m['wall']:.2f}", "extra MB": f"{m['memory']:.0f}"}
-        if m.get("mAP") is not None:
-            row |= {"mAP": f"{m['mAP']:.8f}", "mAP less hamlet's": f"{m['mAP'] - ours['mAP']:+.1e}"}
-        rows.append(row | {"note": m.get("note", "")})
-    queries = f"{measured[0]['queries']} queries" if measured[0]["queries"] else "leave-one-out"
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(where["versions"].items()))
-    return pd.DataFrame(rows).fillna(""), COST.format(queries=queries, cores=where["cores"], versions=versions)
+    return run.provenance("cpu") | {"versions": versions, "cores": os.cpu_count()}
 
 
 def remake(root: Path) -> list[Path]:
@@ -187,7 +165,17 @@ def remake(root: Path) -> list[Path]:
 
     made = []
     for path in sorted((root / "results" / "benchmarks" / "ranking").glob("*.json")):
-        table, caption = tabled(json.loads(path.read_text()))
+        stored = json.loads(path.read_text())
+        keys = ["queries", *(key for key, _ in COLUMNS.values())]
+        data, where = pd.DataFrame(stored["measured"], columns=keys), stored["provenance"]
+        # of a problem the product is measured first, then hamlet, the first that has a mAP
+        first = data.groupby(["size", "threads"])[["cpu", "mAP"]].transform("first")
+        data["times"], data["less"] = data["cpu"] / first["cpu"], data["mAP"] - first["mAP"]
+        columns = {name: data[key].map(form.format, na_action="ignore") for name, (key, form) in COLUMNS.items()}
+        queries = f"{data['queries'][0]} queries" if data["queries"][0] else "leave-one-out"
+        versions = ", ".join(f"{name} {version}" for name, version in sorted(where["versions"].items()))
+        caption = COST.format(queries=queries, cores=where["cores"], versions=versions)
+        table = pd.DataFrame(columns).astype(object).fillna("")
         made += write_table(table, root / "tables" / "benchmarks" / f"ranking_{path.stem}", caption)
     return made
 
@@ -200,11 +188,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
     a, rows, root = parser.parse_args(), [], paths.output_dir()
-    for size in a.sizes:
-        for threads in a.threads:
-            for name in ["product", "hamlet", *a.peers]:
-                rows.append(measure(name, size, a.queries, threads))
-                print(rows[-1], flush=True)
+    for size, threads, name in itertools.product(a.sizes, a.threads, ["product", "hamlet", *a.peers]):
+        rows.append(measure(name, size, a.queries, threads))
+        print(rows[-1], flush=True)
     stored = {"measured": rows, "provenance": provenance()}
     paths.write_json(root / "results" / "benchmarks" / "ranking" / f"{a.name}.json", stored)
     print("\n".join(map(str, remake(root))))

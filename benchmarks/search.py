@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import os
 import resource
-import time
+import timeit
 from pathlib import Path
 
 import faiss
@@ -26,9 +26,8 @@ from hamlet.search import Index
 
 K, DIMENSIONS = 10, 128
 SETTINGS = {"flat": ("", [None]), "ivfpq": ("probes", [1, 4, 16, 64]), "hnsw": ("effort", [16, 64, 256])}
-DIGITS = {"recall@10": 3, "queries_per_second": 0, "faiss_queries_per_second": 0, "times_flat": 2}
-DIGITS |= {"bytes_per_image": 0, "build_seconds": 1, "faiss_build_seconds": 1}
-DIGITS |= {"add_milliseconds": 2, "memory_mb": 0}
+DIGITS = {"recall@10": 3, "queries_per_second": 0, "faiss_queries_per_second": 0, "times_flat": 2, "bytes_per_image": 0}
+DIGITS |= {"build_seconds": 1, "faiss_build_seconds": 1, "add_milliseconds": 2, "memory_mb": 0}
 
 
 def vectors(n: int, classes: int, draw: int) -> np.ndarray:
@@ -42,14 +41,9 @@ def vectors(n: int, classes: int, draw: int) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def seconds(work, repeats: int = 3) -> float:
+def seconds(work, *given, repeats: int = 3) -> float:
     """The least of ``repeats`` times: what else runs on the machine only ever adds."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(timeit.repeat(lambda: work(*given), number=1, repeat=repeats))
 
 
 def measure(size: int, queries: int, kind: str) -> list[dict]:
@@ -58,40 +52,31 @@ def measure(size: int, queries: int, kind: str) -> list[dict]:
     classes = max(10, size // 100)
     asked, rows = vectors(queries, classes, 0), vectors(size, classes, 1)
     names = [f"{i}.jpg" for i in range(size)]
-    exact = faiss.IndexFlatIP(DIMENSIONS)
+    exact, index = faiss.IndexFlatIP(DIMENSIONS), Index(kind, DIMENSIONS)
     exact.add(rows)
-    truth, flat = exact.search(asked, K)[1], seconds(lambda: exact.search(asked, K))
+    truth, flat = exact.search(asked, K)[1], seconds(exact.search, asked, K)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    index = Index(kind, DIMENSIONS)
-    built = seconds(lambda: index.add(rows, names), 1)
+    built = seconds(index.add, rows, names, repeats=1)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    bare = faiss.clone_index(index.store)
+    bare, stored = faiss.clone_index(index.store), faiss.serialize_index(index.store).size
     bare.reset()  # an ivfpq index keeps what it learnt: its bare time is without learning
-    bare_built = seconds(lambda: bare.add_with_ids(rows, np.arange(size)), 1)
-    stored = faiss.serialize_index(index.store).size
+    bare_built = seconds(bare.add_with_ids, rows, np.arange(size), repeats=1)
     extra = iter(range(10**6))
-    added = seconds(lambda: index.add(rows[:1], [f"new{next(extra)}.jpg"]), 20)
-    found = []
-    for value in SETTINGS[kind][1]:
-        if value is not None:
-            setattr(index, SETTINGS[kind][0], value)
+    added = seconds(lambda: index.add(rows[:1], [f"new{next(extra)}.jpg"]), repeats=20)
+    (setting, values), found = SETTINGS[kind], []
+    for value in values:
+        if setting:
+            setattr(index, setting, value)
         ids = index.query(asked, K).pivot(index="query", columns="rank", values="id").to_numpy()
-        if kind == "hnsw":
-            faiss.downcast_index(bare.index).hnsw.efSearch = value
-        elif kind == "ivfpq":
-            bare.nprobe = value
-        turns = [
-            (seconds(lambda: index.query(asked, K), 1), seconds(lambda: bare.search(asked, K), 1)) for _ in range(7)
-        ]
-        ours, theirs = np.min(turns, axis=0)  # in turns, so that other work on the machine meets both
         hits = [len(set(a) & set(b)) / K for a, b in zip(ids, truth, strict=True)]
-        found.append(
-            {"size": size, "dimensions": DIMENSIONS, "kind": kind, "setting": SETTINGS[kind][0], "value": value,
-             "recall@10": np.mean(hits), "queries_per_second": queries / ours,
-             "faiss_queries_per_second": queries / theirs, "times_flat": flat / ours, "bytes_per_image": stored / size,
-             "build_seconds": built, "faiss_build_seconds": bare_built, "add_milliseconds": 1000 * added,
-             "memory_mb": grown, "threads": 1, "load": os.getloadavg()[0]}
-        )  # fmt: skip
+        # in turns, so that other work on the machine meets both; the store keeps the setting of the query before
+        both = (index.query, index.store.search)
+        ours, theirs = np.min([[seconds(search, asked, K, repeats=1) for search in both] for _ in range(7)], axis=0)
+        row = {"size": size, "dimensions": DIMENSIONS, "kind": kind, "setting": setting, "value": value}
+        row |= {"recall@10": np.mean(hits), "queries_per_second": queries / ours, "times_flat": flat / ours}
+        row |= {"faiss_queries_per_second": queries / theirs, "bytes_per_image": stored / size, "memory_mb": grown}
+        row |= {"build_seconds": built, "faiss_build_seconds": bare_built, "add_milliseconds": 1000 * added}
+        found.append(row | {"threads": 1, "load": os.getloadavg()[0]})
     return found
 
 
@@ -105,11 +90,9 @@ def remake(root: Path) -> list[Path]:
     data = pd.DataFrame([row for path in stored for row in json.loads(path.read_text())]).round(DIGITS)
     data = data[["size", "dimensions", "kind", "setting", "value", *DIGITS, "threads"]]
     text = data.drop(columns="threads").astype(object).where(data.notna(), "").astype(str)
-    where = figures.search_conditions(data)
-    caption = f"Recall, speed and memory of hamlet.search on {where}, beside bare faiss."
-    stem, figure = root / "tables/search/recall_speed_memory", root / "figures/search/recall_speed"
-    table = tables.write_table(text, stem, caption)
-    return [*table, *figures.save_figure(figures.search_tradeoff(data), figure, data)]
+    caption = f"Recall, speed and memory of hamlet.search on {figures.search_conditions(data)}, beside bare faiss."
+    table = tables.write_table(text, root / "tables/search/recall_speed_memory", caption)
+    return [*table, *figures.save_figure(figures.search_tradeoff(data), root / "figures/search/recall_speed", data)]
 
 
 def main() -> None:

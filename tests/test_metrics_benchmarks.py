@@ -40,8 +40,7 @@ def test_peers_agree_where_there_are_no_ties(peer, queries):
 def test_hamlet_gives_the_hand_results(case):
     right = float(Fraction(case["by hand"]))
     assert differences.answer(differences.hamlet, case) == pytest.approx(right, abs=1e-6)
-    given = (case[key] for key in ("case", "metric", "scores", "relevant"))
-    assert math.isclose(differences.hamlet(*given), right, abs_tol=1e-12)
+    assert math.isclose(differences.hamlet(*differences.embedded(case)), right, abs_tol=1e-12)
 
 
 def test_the_stored_answers_are_those_of_today():
