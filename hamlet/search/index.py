@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -114,9 +115,8 @@ class Index:
         rows, keys = self._rows(descriptors), [self._key(path) for path in paths]
         if len(rows) != len(keys):
             raise HamletError(f"{len(rows)} descriptors for {len(keys)} paths; expected one path each")
-        if len(set(keys)) < len(keys) or not self.items.keys().isdisjoint(keys):
-            twice = next(key for i, key in enumerate(keys) if key in self.items or key in keys[:i])
-            raise HamletError(f"{printable(twice)} would be in the index twice; remove it first")
+        if twice := [key for key, times in Counter(keys).items() if times > 1 or key in self.items]:
+            raise HamletError(f"{printable(twice[0])} would be in the index twice; remove it first")
         ids, states = [*range(self.next_id, self.next_id + len(keys))], states or [""] * len(keys)
         if keys:
             self._put(rows, ids, keys, states)
@@ -139,8 +139,9 @@ class Index:
 
     def _put(self, rows: np.ndarray, ids: list[int], paths: Sequence[str], states: Sequence[str]) -> None:
         if self.store is None:
-            self._become(self.kind, len(rows), rows)
-        self.store.add_with_ids(rows, np.array(ids))
+            self._become(self.kind, len(rows), rows, ids)
+        else:
+            self.store.add_with_ids(rows, np.array(ids))
 
     def _drop(self, ids: list[int]) -> None:
         if self.kind != "hnsw":  # which cannot forget a node: it is passed over instead
@@ -165,40 +166,37 @@ class Index:
             raise HamletError("descriptors hold NaN or infinity; leave out the photo that caused it")
         return rows
 
-    def _become(self, kind: str, count: int, sample: np.ndarray | None = None) -> None:
-        """Move what is held into a new store for some ``count`` descriptors; ivfpq learns from them, or ``sample``."""
-        rows, ids = self.vectors(), np.array(list(self.paths), np.int64)
-        sample = rows if sample is None else sample
-        cells = int(max(1, min(4 * count**0.5, len(sample) / 39)))  # faiss wants some 39 descriptors a cell
+    def _become(self, kind: str, count: int, rows: np.ndarray, ids: Sequence[int]) -> None:
+        """Move what is held into a new store for some ``count`` descriptors; ivfpq learns from it."""
+        cells = int(max(1, min(4 * count**0.5, len(rows) / 39)))  # faiss wants some 39 descriptors a cell
         size = max(d for d in range(1, 65) if self.dimension % d == 0)  # bytes a photo
         # "np": without reordering for polysemous search, which takes minutes and is not used here
         recipe = {"flat": "IDMap2,Flat", "hnsw": "IDMap2,HNSW32", "ivfpq": f"IVF{cells},PQ{size}np"}[kind]
         store = faiss.index_factory(self.dimension, recipe, faiss.METRIC_INNER_PRODUCT)
         if kind == "ivfpq":
-            if len(sample) < 256:
-                raise HamletError(f"ivfpq learns from 256 descriptors or more, got {len(sample)}; use flat")
+            if len(rows) < 256:
+                raise HamletError(f"ivfpq learns from 256 descriptors or more, got {len(rows)}; use flat")
             store.cp.min_points_per_centroid = store.pq.cp.min_points_per_centroid = 1  # no words about few
-            store.train(sample)
-        if len(ids):
-            store.add_with_ids(rows, ids)
+            store.train(rows)
+        store.add_with_ids(rows, np.array(ids, np.int64))
         self.kind, self.store = kind, store
 
     def grow(self, count: int, kind: str | None = None) -> None:
         """Take the kind that ``count`` photos call for, or the one asked for, once enough is there to learn from."""
         best, why = (kind, "asked for") if kind else choose_kind(count, self.dimension)
+        wanted = kind or max(best, self.kind, key=[*KINDS].index)  # never again a simpler one by itself
         enough = len(self) >= count or 4 * len(self) * self.dimension >= KINDS["flat"][0]
-        simpler = kind is None and [*KINDS].index(best) < [*KINDS].index(self.kind)  # never again by itself
         dead = self.store is not None and self.store.ntotal > 2 * len(self)  # of a graph, most: it is made anew
-        if (enough and best != self.kind and not simpler) or dead:
-            self._become(self.kind if simpler or not enough else best, count)
+        if (enough and wanted != self.kind) or dead:
+            self._become(wanted if enough else self.kind, count, self.vectors(), [*self.paths])
         self.about["why"] = why if self.kind == best else self.about.get("why", "")
 
     def vectors(self, ids: Sequence[int] | None = None) -> np.ndarray:
         """Descriptors float32 (N, D) by id, by default of all photos; from ivfpq what its codes hold."""
-        if self.kind == "ivfpq" and self.store is not None:
+        ids = np.array([*(self.paths if ids is None else ids)], np.int64)
+        if self.kind == "ivfpq" and len(ids):
             self.store.set_direct_map_type(faiss.DirectMap.Hashtable)
-        rows = [self.store.reconstruct(int(i)) for i in (self.paths if ids is None else ids)]
-        return np.stack(rows) if rows else np.zeros((0, self.dimension), np.float32)
+        return self.store.reconstruct_batch(ids) if len(ids) else np.zeros((0, self.dimension), np.float32)
 
     def photo(self, item: int) -> Path:
         """Where the photo with this id lies."""
@@ -209,28 +207,23 @@ class Index:
     def query(self, descriptors: np.ndarray, k: int = 10) -> pd.DataFrame:
         """The k best photos of every query: a frame with query, rank (from 1), id, path, score, best first."""
         rows, k = self._rows(descriptors), min(whole_number("k", k), len(self))
-        scores, ids = self._nearest(rows, k) if k else (np.zeros((len(rows), 0)),) * 2
-        asked, rank = np.indices(ids.shape)
-        found = pd.DataFrame({"query": asked.ravel(), "rank": rank.ravel() + 1, "id": ids.ravel().astype(int)})
-        found["score"] = scores.ravel().astype(np.float32)
-        found = found[found["id"] >= 0].reset_index(drop=True)  # approximate kinds may find fewer than k
-        names = [os.path.join(self.about.get("root", ""), self.paths[i]) for i in found["id"].tolist()]
+        scores, ids = self._nearest(rows, k) if k else np.zeros((2, len(rows), 0), int)
+        here = np.array([i in self.paths for i in ids.ravel().tolist()], bool).reshape(ids.shape)
+        rank = here.cumsum(axis=1)
+        here &= rank <= k  # an approximate kind may find fewer
+        root = self.about.get("root", "")
         # a str column refuses names that are no UTF-8
-        found.insert(3, "path", pd.Series(names, dtype=object))
-        return found
+        names = pd.Series([os.path.join(root, self.paths[i]) for i in ids[here].tolist()], dtype=object)
+        frame = {"query": np.nonzero(here)[0], "rank": rank[here], "id": ids[here], "path": names}
+        return pd.DataFrame(frame | {"score": scores[here].astype(np.float32)})
 
     def _nearest(self, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and ids (Q, k), best first; -1 where nothing was found."""
-        wanted = k + self.store.ntotal - len(self)  # as many more as were removed and are still there
+        """Scores and ids, best first, of k photos or more, also removed ones; the id -1 stands for none."""
         if self.kind == "hnsw":
-            effort = max(wanted, min(self.effort, self.store.ntotal))
-            faiss.downcast_index(self.store.index).hnsw.efSearch = effort
+            faiss.downcast_index(self.store.index).hnsw.efSearch = min(self.effort, self.store.ntotal)
         if self.kind == "ivfpq":  # set here: what patches faiss for torch drops the search's ``params``
-            self.store.nprobe = min(self.probes, self.store.nlist)
-        scores, ids = self.store.search(rows, wanted)
-        here = np.reshape([i in self.paths for i in ids.ravel().tolist()], ids.shape)
-        order = np.argsort(~here, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(scores, order, 1), np.take_along_axis(np.where(here, ids, -1), order, 1)
+            self.store.nprobe = self.probes
+        return self.store.search(rows, k + self.store.ntotal - len(self))
 
     def duplicates(self, threshold: float) -> list[list[int]]:
         """Groups of two ids or more whose descriptors reach ``threshold`` by inner product, from one to the next.
@@ -307,8 +300,7 @@ class Index:
             left_out += broken
             if folder and (start := time.monotonic()) > due:
                 self.save(folder)
-                saved = time.monotonic()
-                due = saved + max(CHECKPOINT, (saved - start) / SAVING)
+                due = time.monotonic() + max(CHECKPOINT, (time.monotonic() - start) / SAVING)
         if folder:
             self.grow(len(self), kind)
             self.save(folder)

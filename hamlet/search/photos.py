@@ -46,12 +46,9 @@ def describe(
     images, left = decode_many((root / name for name in names), encoder.image_size, PART), iter(names)
     with tqdm(total=len(names), desc="describing", unit="photo", disable=None if progress else True) as bar:
         while part := list(islice(left, PART)):
-            good, broken = {}, []
-            for name, image in zip(part, images, strict=False):
-                if isinstance(image, ImageError):
-                    broken.append((name, image.reason))
-                else:
-                    good[name] = image
+            found = list(zip(part, images, strict=False))
+            broken = [(name, image.reason) for name, image in found if isinstance(image, ImageError)]
+            good = {name: image for name, image in found if not isinstance(image, ImageError)}
             rows = encoder.encode(list(good.values()), batch_size, progress=False) if good else np.zeros((0, 0))
             bar.update(len(part))
             yield rows, list(good), broken
