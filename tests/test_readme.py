@@ -1,6 +1,8 @@
 """Every command and snippet of the README runs, and its tables are the files they claim to be."""
 
 import re
+import shutil
+import subprocess
 
 import pages
 import pandas as pd
@@ -104,3 +106,13 @@ def test_the_report_is_cited_by_its_title():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     report = next(r["title"] for r in citation["references"] if r["type"] == "report")
     assert report.removesuffix(" (in Japanese)") in " ".join(TEXT.split())
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/photos.md"])
+def test_the_alias_works_in_a_folder_with_a_space_in_its_name(page, tmp_path):
+    alias = re.search(r"`(alias hamlet=[^`]+)`", (ROOT / page).read_text(encoding="utf-8"))[1]
+    (tmp_path / "a clone" / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / "a clone" / ".venv" / "bin" / "python").symlink_to(shutil.which("echo"))
+    script = f"shopt -s expand_aliases\n{alias}\nhamlet index photos"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path / "a clone", capture_output=True, text=True, check=True)
+    assert done.stdout == "-m hamlet index photos\n"
