@@ -6,7 +6,6 @@ the largest of the gallery. A matrix product's last bits depend on its shape; wh
 tie, the query is measured again with sums of a fixed order: nothing depends on blocks, threads or order.
 """
 
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from hamlet.errors import HamletError
 
 Matrix = np.ndarray | torch.Tensor | scipy.sparse.sparray
 TIE = 1e-12
-BLOCK = 2**21  # scores that a thread holds at a time, in memory that it keeps, which saves a tenth of all time: 16 MB
+BLOCK = 2**21  # scores that a thread holds at a time, 16 MB, used again and again: fresh memory would cost a tenth
 TILE = 2**20  # gallery values converted to float64 at a time; a gallery of up to 8 tiles stays converted
 MEAN = {"AP": "mAP", "trapezoidal-AP": "trapezoidal-mAP"}
 
@@ -170,15 +169,13 @@ class _Scores:
 
         groups: labels of queries and gallery, boolean CSR; an item is of the first group where it shares a label.
         skips: queries (b,) -> boolean (b, N), items that count for nothing."""
-        (queries, items), before, kept = self.shape, torch.get_num_threads(), threading.local()
+        (queries, items), before = self.shape, torch.get_num_threads()  # the pool has them, a product keeps to one
         step = min(max(BLOCK // max(items, 1), 32), 128)  # rows of the fastest product
+        blocks, size = np.split(np.arange(queries), range(step, queries, step)), (step, max(items, 1))
+        spare = [torch.empty(size, dtype=torch.float64, device=self.device) for _ in blocks[: self.threads]]
 
-        def begin() -> None:
-            torch.set_num_threads(1)  # the pool makes the threads, a product keeps to its own
-            kept.out = torch.full((step, max(items, 1)), -np.inf, dtype=torch.float64, device=self.device)
-
-        def work(index: np.ndarray, fixed: bool = False) -> dict[str, np.ndarray]:
-            scores = self.block(index, fixed, kept.out[: len(index)])
+        def once(index: np.ndarray, fixed: bool, out: torch.Tensor) -> tuple[dict, np.ndarray]:
+            scores = self.block(index, fixed, out[: len(index)])
             for skip in [*self.skips, *skips]:
                 scores[skip(index).nonzero()] = -np.inf
             if self.alone:
@@ -188,15 +185,19 @@ class _Scores:
                 scores = scores.sort(1).values
             else:
                 scores.sort(axis=1)  # in place
-            found, unsure = evaluate(own, scores, self.tie[index, None], self.band[index, None] * (not fixed))
+            return evaluate(own, scores, self.tie[index, None], self.band[index, None] * (not fixed))
+
+        def work(index: np.ndarray) -> dict[str, np.ndarray]:
+            found, unsure = once(index, False, out := spare.pop())
             if unsure.any():
-                for name, values in work(index[unsure], fixed=True).items():
+                for name, values in once(index[unsure], True, out)[0].items():
                     found[name][unsure] = values
+            spare.append(out)
             return found
 
-        with ThreadPoolExecutor(self.threads, initializer=begin) as pool:
+        with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             try:
-                parts = list(pool.map(work, np.split(np.arange(queries), range(step, queries, step))))
+                parts = list(pool.map(work, blocks))
             finally:
                 torch.set_num_threads(before)
         per_query = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -211,10 +212,9 @@ def _precision(groups, rest, tie, band, ks, kind="") -> tuple[dict, np.ndarray]:
     ahead, unsure = _ahead(rest, groups[0] - tie, band)
     here, nth = groups[0] > -np.inf, np.arange(1, ahead.shape[1] + 1)
     total, rank = here.sum(axis=1), np.where(here, nth + ahead, np.inf)
-    some = np.where(total > 0, 1.0, np.nan)
 
     def mean(values: np.ndarray, count) -> np.ndarray:
-        return values.cumsum(axis=1)[:, -1] / (count * some)  # one by one: what is filled up changes no bit
+        return values.cumsum(axis=1)[:, -1] / np.where(total > 0, count, np.nan)  # in order: padding adds no bit
 
     precision, within = nth / rank, rank <= total[:, None]
     before = np.where(rank > 1, (nth - 1) / np.maximum(rank - 1, 1), 1) if kind else precision
