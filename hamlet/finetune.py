@@ -1,6 +1,8 @@
 """A model of one's own: fine-tuned on photos in folders by class, from ImageNet weights that come with the package."""
 
 import re
+import shutil
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +11,7 @@ from hamlet.arguments import whole_number
 from hamlet.data import load_dataset
 from hamlet.errors import HamletError
 from hamlet.models import create_model, save_model
-from hamlet.paths import cache_dir
+from hamlet.paths import cache_dir, sha256
 from hamlet.training import train
 
 # as in the profile `pretrained`, chosen there on validation photos; hamlet.training says what each does
@@ -42,8 +44,9 @@ SETTINGS = {
 def fine_tune(photos: Path, name: str, model: str, epochs: int, file: Path) -> pd.Series:
     """Train on ``photos`` (<class>/<image>), write the model to ``file``. -> the last row of the learning curve.
 
-    What was stopped goes on when asked for again under the same ``name``. HamletError: a name that no file
-    can bear, or that of the untrained model; fewer than one epoch; photos without classes.
+    What was stopped goes on when asked for again under the same ``name``; a model that lay in ``file`` is set aside,
+    for there may be indexes of it. HamletError: a name that no file can bear, or that of the untrained model; fewer
+    than one epoch; photos without classes.
     """
     if not re.fullmatch(r"\w[\w.-]*", name) or name == "default":
         raise HamletError(f"name {name!r}: expected letters, digits, '_', '-' and '.', and not 'default'")
@@ -60,5 +63,8 @@ def fine_tune(photos: Path, name: str, model: str, epochs: int, file: Path) -> p
         "data": f"{len(data.train)} photos of {len(set(data.train.labels))} classes, {data.content_hash[:12]}",
         "metrics": known,
     }
+    if file.is_file():
+        kept = shutil.copy2(file, file.with_name(f"{file.stem}-{sha256(file)[:8]}{file.suffix}"))
+        warnings.warn(f"the model that was there before: {kept}", stacklevel=2)
     save_model(made, file, card=card)
     return last

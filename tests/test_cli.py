@@ -184,7 +184,11 @@ def test_train_then_index_and_find_by_words(photos, tmp_path, capsys, monkeypatc
     for c, name in enumerate(("banana", "kiwi", "lemon", "pineapple")):
         (tmp_path / "all named").mkdir(exist_ok=True)
         (tmp_path / "all named" / name).symlink_to(photos / f"class{c}")
-    told = lines(capsys, "train", tmp_path / "all named", "--name", "fruit", "--epochs", 1)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "fruit.safetensors").write_bytes(b"of another day")
+    with pytest.warns(UserWarning, match="the model that was there before: .*/fruit-[0-9a-f]{8}.safetensors") as said:
+        told = lines(capsys, "train", tmp_path / "all named", "--name", "fruit", "--epochs", 1)
+    assert Path(str(said[-1].message).split(": ")[1]).read_bytes() == b"of another day"
     assert told[-1] == f"use it: hamlet index '{tmp_path / 'all named'}' INDEX --model fruit"
     card = hamlet.load("fruit").card
     assert {"banana", "kiwi", "lemon", "pineapple"} == set(card["classes"]) and card["image_size"] == 160
