@@ -74,19 +74,20 @@ def bootstrap_means(
     members = np.bincount(codes).astype(np.float64)
     by_group = [np.stack([np.bincount(codes, row, groups) for row in a], axis=1) for a in arrays]
     residuals, widening = _seed_residuals(by_group, level)
-    columns = np.concatenate([np.stack([g.mean(axis=1) for g in by_group], axis=1), residuals], axis=1)
+    means = np.stack([g.mean(axis=1) for g in by_group], axis=1)
 
-    def means(drawn: np.ndarray, axis: int) -> np.ndarray:
+    def replicates(drawn: np.ndarray, axis: int) -> np.ndarray:
         counts = _counts(drawn, groups)
-        return (counts @ columns / (counts @ members)[:, None]).T
+        total = (counts @ members)[:, None]
+        found, deviations = counts @ means / total, counts @ residuals / total * widening
+        for m, seeds in enumerate(len(a) for a in arrays if residuals.size):
+            chosen = draw_seeds.integers(residuals.shape[1], size=(len(drawn), seeds))
+            found[:, m] += np.take_along_axis(deviations, chosen, axis=1).mean(axis=1)
+        return found.T
 
     options = {"n_resamples": resamples, "batch": max(1, CHUNK // (4 * groups)), "method": "percentile"}
-    found = stats.bootstrap((np.arange(groups),), means, vectorized=True, rng=draw_queries, **options)
-    replicates, deviations = np.split(found.bootstrap_distribution.T, [len(arrays)], axis=1)
-    for m, seeds in enumerate(len(a) for a in arrays if residuals.size):
-        drawn = draw_seeds.integers(residuals.shape[1], size=(resamples, seeds))
-        replicates[:, m] += np.take_along_axis(deviations, drawn, axis=1).mean(axis=1) * widening
-    return replicates
+    found = stats.bootstrap((np.arange(groups),), replicates, vectorized=True, rng=draw_queries, **options)
+    return found.bootstrap_distribution.T
 
 
 def _seed_residuals(by_group: list[np.ndarray], level: float) -> tuple[np.ndarray, float]:

@@ -36,11 +36,8 @@ def test_replicates_are_those_of_scipys_bootstrap_of_the_queries(monkeypatch):
     means = st.bootstrap_means(x[:, None], resamples=300)
     drawn = rng().spawn(2)[0].integers(0, 50, (300, 50))
     assert means == pytest.approx(x[:, drawn].mean(axis=2).T)
-    monkeypatch.setattr(st, "CHUNK", 4000)
-    seeds = rng().random((2, 3, 50))
-    in_parts, x_in_parts = st.bootstrap_means(seeds, resamples=300), st.bootstrap_means(x[:, None], resamples=300)
-    monkeypatch.undo()
-    assert x_in_parts == pytest.approx(means) and in_parts == pytest.approx(st.bootstrap_means(seeds, resamples=300))
+    monkeypatch.setattr(st, "CHUNK", 4000)  # twenty resamples at a time
+    assert st.bootstrap_means(x[:, None], resamples=300) == pytest.approx(means)
 
 
 def test_one_query_or_one_class_defines_no_interval():
