@@ -16,10 +16,10 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 import ranking
 
-from hamlet import metrics, paths
+from hamlet import paths
+from hamlet.artifact.tables import write_table
 
 CASES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-SELF = "leaves self to the caller"
 DIFFER = "Where libraries differ from the definitions of hamlet.metrics; values other than the hand result are bold."
 
 
@@ -32,27 +32,12 @@ def embedded(case: dict) -> tuple:
     return np.ones((1, 1)), np.array([one]), gallery, labels, 5 if case["metric"] == "P@5" else None
 
 
-def hamlet(q, ql, g, gl, k):
-    return metrics.retrieval_metrics(q, ql, g, gl).mean[f"P@{k}" if k else "mAP"]
-
-
-def of_scores(peer):
-    """A peer of ranking.py that takes scores and relevance, and leaves the query itself to the caller."""
-    return lambda q, ql, g, gl, k: SELF if g is None else ranking.of_scores(peer)(q, ql, g, gl, 1, k)
-
-
-def pytrec_eval(q, ql, g, gl, k):
+def pytrec_eval(score, hit, k):
     import pytrec_eval as trec
 
-    if g is None:
-        return SELF
-    judged = {"q": {f"d{i}": int(same) for i, same in enumerate(gl == ql)}}
-    run = {"q": {f"d{i}": float(score) for i, score in enumerate(g @ q[0])}}
+    judged = {"q": {f"d{i}": int(same) for i, same in enumerate(hit[0])}}
+    run = {"q": {f"d{i}": float(value) for i, value in enumerate(score[0])}}
     return trec.RelevanceEvaluator(judged, {"map", "P.5"}).evaluate(run)["q"][f"P_{k}" if k else "map"]
-
-
-def pytorch_metric_learning(q, ql, g, gl, k):
-    return "only P@1" if k else ranking.run_pml(q, ql, g, gl, 1)
 
 
 def faiss_sorted(q, ql, g, gl, k):
@@ -65,13 +50,15 @@ def faiss_sorted(q, ql, g, gl, k):
     return np.mean([h[:k].mean() if k else (np.cumsum(h)[h] / (np.flatnonzero(h) + 1)).mean() for h in hits])
 
 
-LIBRARIES = {"hamlet": hamlet, "pytrec_eval": pytrec_eval, "pytorch-metric-learning": pytorch_metric_learning}
-LIBRARIES |= {"scikit-learn": of_scores(ranking.scikit_learn), "torchmetrics": of_scores(ranking.torchmetrics)}
-LIBRARIES |= {"OML": of_scores(ranking.oml), "faiss, sorted results": faiss_sorted}
+OF_SCORES = {name: ranking.PEERS[name] for name in ("OML", "scikit-learn")}
+OF_SCORES |= {"torchmetrics": ranking.of_scores(ranking.torchmetrics), "pytrec_eval": ranking.of_scores(pytrec_eval)}
+LIBRARIES = ranking.PEERS | {"hamlet": ranking.run_hamlet, "faiss, sorted results": faiss_sorted} | OF_SCORES
 
 
 def answer(library, case: dict) -> float | str:
     """The library's value, or why there is none."""
+    if not case["scores"] and library in OF_SCORES.values():
+        return "leaves self to the caller"
     try:
         value = library(*embedded(case))
     except ImportError:
@@ -89,8 +76,6 @@ def cell(value: float | str, right: float) -> str:
 
 def remake(root: Path) -> list[Path]:
     """The table of the stored answers below ``root``: one row a case, one column a library."""
-    from hamlet.artifact.tables import write_table
-
     if not (path := root / "results" / "benchmarks" / "library_differences.json").is_file():
         return []
     rows = []
@@ -102,16 +87,11 @@ def remake(root: Path) -> list[Path]:
     return write_table(table, root / "tables" / "benchmarks" / "library_differences", DIFFER)
 
 
-def main() -> None:
+if __name__ == "__main__":
     rows = []
     for case in CASES:
-        row = {key: case[key] for key in ("case", "metric", "why")}
-        row["by hand"] = round(float(Fraction(case["by hand"])), 6)
-        rows.append(row | {"answers": {name: answer(library, case) for name, library in LIBRARIES.items()}})
+        answers = {name: answer(library, case) for name, library in LIBRARIES.items()}
+        rows.append(case | {"by hand": round(float(Fraction(case["by hand"])), 6), "answers": answers})
     content = {"cases": rows, "provenance": ranking.provenance()}
     paths.write_json(paths.output_dir("results", "benchmarks") / "library_differences.json", content)
-    print("\n".join(map(str, remake(paths.output_dir()))))
-
-
-if __name__ == "__main__":
-    main()
+    print(*remake(paths.output_dir()), sep="\n")

@@ -10,7 +10,6 @@ come from faiss's flat index. results/search/<size>.json holds one row per kind 
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import resource
@@ -36,8 +35,7 @@ def vectors(n: int, classes: int, draw: int) -> np.ndarray:
     axes = np.linalg.qr(shared.standard_normal((DIMENSIONS, DIMENSIONS)))[0].astype(np.float32)
     axes *= np.sqrt(1 / np.arange(1, DIMENSIONS + 1, dtype=np.float32))
     centres = shared.standard_normal((classes, DIMENSIONS), dtype=np.float32)
-    rows = own.standard_normal((n, DIMENSIONS), dtype=np.float32) + centres[np.arange(n) % classes]
-    rows = rows @ axes.T
+    rows = (own.standard_normal((n, DIMENSIONS), dtype=np.float32) + centres[np.arange(n) % classes]) @ axes.T
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
@@ -61,19 +59,18 @@ def measure(size: int, queries: int, kind: str) -> list[dict]:
     bare, stored = faiss.clone_index(index.store), faiss.serialize_index(index.store).size
     bare.reset()  # an ivfpq index keeps what it learnt: its bare time is without learning
     bare_built = seconds(bare.add_with_ids, rows, np.arange(size), repeats=1)
-    extra = iter(range(10**6))
-    added = seconds(lambda: index.add(rows[:1], [f"new{next(extra)}.jpg"]), repeats=20)
+    added = seconds(lambda: index.add(rows[:1], [f"{len(index)}.jpg"]), repeats=20)
     (setting, values), found = SETTINGS[kind], []
     for value in values:
         if setting:
             setattr(index, setting, value)
         ids = index.query(asked, K).pivot(index="query", columns="rank", values="id").to_numpy()
-        hits = [len(set(a) & set(b)) / K for a, b in zip(ids, truth, strict=True)]
+        recall = (ids[:, :, None] == truth[:, None]).sum() / truth.size
         # in turns, so that other work on the machine meets both; the store keeps the setting of the query before
         both = (index.query, index.store.search)
         ours, theirs = np.min([[seconds(search, asked, K, repeats=1) for search in both] for _ in range(7)], axis=0)
         row = {"size": size, "dimensions": DIMENSIONS, "kind": kind, "setting": setting, "value": value}
-        row |= {"recall@10": np.mean(hits), "queries_per_second": queries / ours, "times_flat": flat / ours}
+        row |= {"recall@10": recall, "queries_per_second": queries / ours, "times_flat": flat / ours}
         row |= {"faiss_queries_per_second": queries / theirs, "bytes_per_image": stored / size, "memory_mb": grown}
         row |= {"build_seconds": built, "faiss_build_seconds": bare_built, "add_milliseconds": 1000 * added}
         found.append(row | {"threads": 1, "load": os.getloadavg()[0]})
@@ -87,15 +84,15 @@ def remake(root: Path) -> list[Path]:
     stored = sorted((root / "results" / "search").glob("*.json"), key=lambda p: int(p.stem))
     if not stored:
         return []
-    data = pd.DataFrame([row for path in stored for row in json.loads(path.read_text())]).round(DIGITS)
-    data = data[["size", "dimensions", "kind", "setting", "value", *DIGITS, "threads"]]
+    columns = ["size", "dimensions", "kind", "setting", "value", *DIGITS, "threads"]
+    data = pd.concat(map(pd.read_json, stored), ignore_index=True)[columns].round(DIGITS)
     text = data.drop(columns="threads").astype(object).where(data.notna(), "").astype(str)
     caption = f"Recall, speed and memory of hamlet.search on {figures.search_conditions(data)}, beside bare faiss."
     table = tables.write_table(text, root / "tables/search/recall_speed_memory", caption)
     return [*table, *figures.save_figure(figures.search_tradeoff(data), root / "figures/search/recall_speed", data)]
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--queries", type=int, default=1000)
@@ -106,8 +103,4 @@ def main() -> None:
             rows = [row for kind in SETTINGS for row in pool.apply(measure, (size, given.queries, kind))]
         paths.write_json(paths.output_dir("results", "search") / f"{size}.json", rows)
         print(pd.DataFrame(rows).round(DIGITS).to_string(index=False))
-    print("\n".join(map(str, remake(paths.output_dir()))))
-
-
-if __name__ == "__main__":
-    main()
+    print(*remake(paths.output_dir()), sep="\n")
