@@ -86,10 +86,14 @@ class LatentSemantics:
         from sklearn.preprocessing import normalize
 
         if self.fitted is None:
-            words = TfidfVectorizer(sublinear_tf=True).fit(sorted(set(sentences)))
-            counted = words.transform(sorted(set(sentences)))
-            dim = max(1, min(LSA_DIM, min(counted.shape) - 1))
-            self.fitted = words, TruncatedSVD(dim, random_state=0).fit(counted)
+            words = TfidfVectorizer(sublinear_tf=True)
+            try:
+                counted = words.fit_transform(sorted(set(sentences)))
+                dim = max(1, min(LSA_DIM, min(counted.shape) - 1))
+                self.fitted = words, TruncatedSVD(dim, random_state=0).fit(counted)
+            except ValueError as error:
+                few = "the sentences hold fewer than two different words of two letters or more"
+                raise HamletError(f"text teacher lsa: {few}; give other captions, or take 'sentence'") from error
         words, reduce = self.fitted
         rows = normalize(reduce.transform(words.transform(sentences)))
         return np.pad(rows, ((0, 0), (0, LSA_DIM - rows.shape[1]))).astype(np.float32)

