@@ -54,12 +54,10 @@ def latencies(models: dict, images: torch.Tensor, warmup: int = WARMUP) -> dict[
 def multiply_adds(model: torch.nn.Module, images: torch.Tensor) -> float:
     """Mean multiply-adds of one image over ``images`` (N,3,H,W): half of what FlopCounterMode counts
     (convolutions, matrix products, attention; no elementwise work)."""
-    total = 0
-    for image in images:
-        with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
+        for image in images:
             model(image[None])
-        total += counter.get_total_flops()
-    return total / 2 / len(images)
+    return counter.get_total_flops() / 2 / len(images)
 
 
 def peak_memory(weights: Path, image: torch.Tensor, device: str) -> float | None:

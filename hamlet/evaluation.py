@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torchvision.transforms import v2
 
 from hamlet.arguments import whole_number
-from hamlet.data import RetrievalDataset
+from hamlet.data import RetrievalDataset, Split
 from hamlet.distillation import encode_text, unit
 from hamlet.errors import HamletError
 from hamlet.metrics import hierarchical_metrics, retrieval_metrics
@@ -48,17 +48,16 @@ def embed(
     training, device = model.training, torch.device(device)
     transform = evaluation_transform(image_size, model.mean, model.std)
     model.eval()
-    sparse, none = model.method == "sparse", np.empty((0, model.embedding_dim), np.float32)
-    out = [sp.csr_array(none) if sparse else none]
+    kept = sp.csr_array if model.method == "sparse" else np.asarray
+    out = [kept(np.empty((0, model.embedding_dim), np.float32))]
     for start in range(0, len(images), batch_size):
         # a copy: the array may be a read-only memory map
         batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device).permute(0, 3, 1, 2)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             features = model(transform(batch).contiguous(memory_format=torch.channels_last))
-        rows = features.float().cpu().numpy()
-        out.append(sp.csr_array(rows) if sparse else rows)
+        out.append(kept(features.float().cpu().numpy()))
     model.train(training)
-    return sp.vstack(out, format="csr") if sparse else np.concatenate(out)
+    return sp.vstack(out, format="csr") if sp.issparse(out[0]) else np.concatenate(out)
 
 
 @dataclass
@@ -81,9 +80,7 @@ def evaluate(
     wanted = tuple(dataset.protocols) if protocols is None else protocols
     if unknown := [p for p in wanted if p not in dataset.protocols]:
         raise HamletError(f"{dataset.name} has no protocol {unknown[0]!r}; it has {', '.join(dataset.protocols)}")
-    embeddings: dict[str, Rows] = {}
-    metrics: dict[str, dict[str, float]] = {}
-    frames = []
+    embeddings, metrics, frames = {}, {}, []
     for name in wanted:
         protocol = dataset.protocols[name]
         sides = [dataset.splits[split] for split in (protocol.query, protocol.gallery) if split]
@@ -112,21 +109,15 @@ def example_neighbours(
     if dataset.gallery is None:
         scores[np.arange(len(chosen)), chosen] = -np.inf
     nearest = np.argsort(-scores, axis=1, kind="stable")[:, :neighbours]
-    asked, found = np.repeat(chosen, nearest.shape[1]), nearest.ravel()
-    names, wanted, label = np.array(dataset.class_names), query.labels[asked], gallery.labels[found]
-    return pd.DataFrame(
-        {
-            "query_path": np.array(query.paths)[asked],
-            "query_label": wanted,
-            "query_class": names[wanted],
-            "rank": np.tile(np.arange(1, nearest.shape[1] + 1), len(chosen)),
-            "path": np.array(gallery.paths)[found],
-            "label": label,
-            "class": names[label],
-            "correct": label == wanted,
-            "score": np.take_along_axis(scores, nearest, 1).ravel().astype(float),
-        }
-    )
+    row, rank = np.indices(nearest.shape).reshape(2, -1)
+
+    def told(split: Split, rows: np.ndarray, of: str = "") -> dict[str, np.ndarray]:
+        names, labels = np.array(dataset.class_names), split.labels[rows]
+        return {f"{of}path": np.array(split.paths)[rows], f"{of}label": labels, f"{of}class": names[labels]}
+
+    found = told(query, chosen[row], "query_") | {"rank": rank + 1} | told(gallery, nearest.ravel())
+    found |= {"correct": found["label"] == found["query_label"]}
+    return pd.DataFrame(found | {"score": scores[row, nearest.ravel()].astype(float)})
 
 
 def equal_bytes(embeddings: dict[str, np.ndarray], train: np.ndarray, bytes_per_image: int) -> dict[str, np.ndarray]:
@@ -135,10 +126,9 @@ def equal_bytes(embeddings: dict[str, np.ndarray], train: np.ndarray, bytes_per_
     split -> float32 (N, D) becomes split -> float32 (N, bytes_per_image // 2), L2-normalised again.
     """
     mean = train.mean(axis=0)
-    _, _, axes = np.linalg.svd(train - mean, full_matrices=False)
-    axes = axes[: bytes_per_image // 2]
-    cut = {split: ((x - mean) @ axes.T).astype(np.float16).astype(np.float32) for split, x in embeddings.items()}
-    return {split: unit(x) for split, x in cut.items()}
+    axes = np.linalg.svd(train - mean, full_matrices=False).Vh[: bytes_per_image // 2]
+    cut = {split: ((x - mean) @ axes.T).astype(np.float16) for split, x in embeddings.items()}
+    return {split: unit(x.astype(np.float32)) for split, x in cut.items()}
 
 
 def extra_metrics(
@@ -153,7 +143,7 @@ def extra_metrics(
         return {"hierarchical": graded.mean, "equal_bytes": evaluation.metrics["default"]}
     train = dataset.train.images
     chosen = np.linspace(0, len(train) - 1, min(640, len(train))).round().astype(int)
-    fitted = embed(model, np.stack([train[i] for i in chosen]), image_size, **options)
+    fitted = embed(model, train[chosen], image_size, **options)
     small = equal_bytes({s.name: rows[s.name] for s in sides}, fitted, EQUAL_BYTES)
     cut = retrieval_metrics(*(x for s in sides for x in (small[s.name], s.labels)), ks=KS)
     return {"hierarchical": graded.mean, "equal_bytes": cut.mean}
@@ -179,14 +169,10 @@ def cross_modal_metrics(
     queries with a right answer among the first k; chance_R@1 and so on: the same for a random order; median_rank: of
     the first right answer, from 1; mAP: over all right answers; chance_mAP: positives / items; queries.
     """
-    found = {}
-    sides = {
-        "text_to_image": (texts, text_labels, images, image_labels),
-        "image_to_text": (images, image_labels, texts, text_labels),
-    }
-    for name, (query, query_labels, gallery, gallery_labels) in sides.items():
-        result = retrieval_metrics(query, query_labels, gallery, gallery_labels, ks=KS)
-        kept, items = result.per_query["positives"] > 0, len(gallery_labels)
+    found, sides = {}, ((texts, text_labels), (images, image_labels))
+    for name, (query, gallery) in {"text_to_image": sides, "image_to_text": sides[::-1]}.items():
+        result = retrieval_metrics(*query, *gallery, ks=KS)
+        kept, items = result.per_query["positives"] > 0, len(gallery[1])
         positives, rank = result.per_query["positives"][kept], np.round(1 / result.per_query["MRR"][kept])
         mean = {key: result.mean[key] for key in ("mAP", "queries", *(f"R@{k}" for k in KS))}
         for k in KS:  # no right answer among k drawn without replacement

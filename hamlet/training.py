@@ -20,8 +20,10 @@ from pytorch_metric_learning import losses
 from pytorch_metric_learning.samplers import MPerClassSampler
 from pytorch_metric_learning.utils import common_functions
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import normalize
 from tqdm import tqdm
 
 from hamlet.data import RetrievalDataset, Split
@@ -37,21 +39,16 @@ CHECKPOINT_SECONDS = 30.0  # what a kill may cost at most, beyond one epoch
 
 def choose_device(device: str = "auto") -> torch.device:
     """ "auto" -> cuda, else mps, else cpu; a device that is named must be there."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        device = next(name for name, there in available.items() if there)
-    if not available.get(device, False):
-        raise HamletError(f"device {device!r} is not available; available: {[n for n, a in available.items() if a]}")
-    return torch.device(device)
+    available = [name for name in ("cuda", "mps", "cpu") if getattr(torch, name).is_available()]
+    if device not in ("auto", *available):
+        raise HamletError(f"device {device!r} is not available; available: {available}")
+    return torch.device(available[0] if device == "auto" else device)
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
     """Whether to train in bfloat16; "auto": on a CUDA card or a CPU (AVX512-BF16) that has it."""
-    if precision != "auto":
-        return precision == "bfloat16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    known = {"cuda": torch.cuda.is_bf16_supported, "cpu": torch.cpu._is_avx512_bf16_supported}
+    return precision == "bfloat16" or (precision == "auto" and device.type in known and known[device.type]())
 
 
 def seed_everything(seed: int) -> None:
@@ -117,25 +114,22 @@ class Objective(nn.Module):
 
     def __init__(self, model: RetrievalModel, classes: int, settings: dict, text: TextTargets | None):
         super().__init__()
-        self.metric_loss = build_loss(
-            settings["loss"], classes, model.embedding_dim, settings["margin"], settings["scale"]
-        )
+        margin, scale = settings["margin"], settings["scale"]
+        self.metric_loss = build_loss(settings["loss"], classes, model.embedding_dim, margin, scale)
         self.settings = settings
         for term, layer in (("alignment", "text_projection"), ("proxies", "text_tower")):
             if settings[f"text_{term}"] and getattr(model, layer) is None:
                 how = f"create it with text={term!r} (variant 'text')"
                 raise HamletError(f"text_{term} needs a model with a {layer}; {how}")
-        self.register_buffer("mean", torch.tensor(model.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(model.std).view(3, 1, 1), persistent=False)
         for name in ("images", "classes"):
             rows = torch.zeros(0) if text is None else torch.from_numpy(getattr(text, name))
             self.register_buffer(f"text_{name}", rows, persistent=False)
 
     def forward(self, model: nn.Module, raw: RetrievalModel, batch: tuple) -> dict[str, Tensor]:
-        """The weighted terms and their sum, "loss". raw: the model itself, for its text layers."""
+        """The weighted terms and their sum, "loss". raw: the model itself, for what wrappers hide."""
         images, labels, index = batch
-        images = ((images.float() / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        embedding, terms = model(images, auxiliary=True)
+        images = normalize(images.float() / 255, raw.mean, raw.std)
+        embedding, terms = model(images.contiguous(memory_format=torch.channels_last), auxiliary=True)
         terms, settings = {"metric_loss": self.metric_loss(embedding, labels), **terms}, self.settings
         if weight := settings["text_alignment"]:
             terms["text_alignment"] = weight * alignment(raw.text_projection(embedding), self.text_images[index])
@@ -199,20 +193,19 @@ class Trainer:
     def __init__(self, model: RetrievalModel, data: RetrievalDataset, settings: dict, seed: int, folder: Path):
         self.settings, self.seed, self.data = settings, seed, data
         self.folder, self.checkpoint = folder, folder / "checkpoint.pt"
-        self.device = choose_device(settings["device"])
-        self.bf16 = uses_bf16(settings["precision"], self.device)
+        asked = choose_device(settings["device"]).type
         # without captions the text layers take no part in the loss
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
         # precision is torch's own autocast below: accelerate lets a process choose it only once
-        self.accelerator = Accelerator(
-            cpu=self.device.type == "cpu", mixed_precision="no", rng_types=[], kwargs_handlers=[unused]
-        )
-        if (kept := self.accelerator.device.type) != self.device.type:
+        self.accelerator = Accelerator(cpu=asked == "cpu", mixed_precision="no", rng_types=[], kwargs_handlers=[unused])
+        self.device = self.accelerator.device
+        if self.device.type != asked:
             raise HamletError(
-                f"device {self.device.type!r}: this process has trained on {kept!r} before, and "
+                f"device {asked!r}: this process has trained on {self.device.type!r} before, and "
                 "accelerate keeps one device a process; start a new process, or restart the notebook's kernel"
             )
-        model.to(self.accelerator.device)
+        self.bf16 = uses_bf16(settings["precision"], self.device)
+        model.to(self.device)
         images = TrainingImages(data.train, settings)
         batch, classes = settings["batch_size"], len(images.classes)
         self.per_class = fill_batch(batch, settings["images_per_class"], classes)
@@ -233,20 +226,13 @@ class Trainer:
         # fused: a fifth of the time of a step over 25 M parameters on a CPU
         optimizer = torch.optim.AdamW(self._groups(model, objective), fused=self.device.type != "mps")
         self.steps = len(self.sampler) // batch // self.accelerator.num_processes
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            [g["lr"] for g in optimizer.param_groups],
-            total_steps=self.steps * settings["epochs"] + 1,
-            pct_start=settings["warmup"],
-        )
-        self.raw = model
-        self.model, self.objective, self.optimizer, self.loader = self.accelerator.prepare(
-            model, objective, optimizer, loader
-        )
+        rates, total = [g["lr"] for g in optimizer.param_groups], self.steps * settings["epochs"] + 1
+        self.schedule = OneCycleLR(optimizer, rates, total_steps=total, pct_start=settings["warmup"])
+        self.raw, prepared = model, self.accelerator.prepare(model, objective, optimizer, loader)
+        self.model, self.objective, self.optimizer, self.loader = prepared
         self.parts = {"model": model, "objective": objective, "optimizer": self.optimizer, "schedule": self.schedule}
         self.identity = json.dumps([settings, seed, data.content_hash, self.steps], sort_keys=True)
         self.rows: list[dict] = []
-        self.seconds = 0.0
 
     def _groups(self, model: RetrievalModel, objective: Objective) -> list[dict]:
         """Backbone, head and proxies learn at their own rates; vectors (biases, norms, GeM's p) are not decayed."""
@@ -266,11 +252,9 @@ class Trainer:
         epochs, done = self.settings["epochs"], len(self.rows)
         bar = tqdm(total=epochs * self.steps, initial=done * self.steps, desc="train", unit="step", disable=None)
         saved = time.monotonic()
+        start = saved - (self.rows[-1]["seconds"] if done else 0.0)
         for epoch in range(done, epochs):
-            start = time.monotonic()
-            row = self._epoch(epoch, bar)
-            self.seconds += time.monotonic() - start
-            self.rows.append({**row, "seconds": self.seconds})
+            self.rows.append(self._epoch(epoch, bar) | {"seconds": time.monotonic() - start})
             if time.monotonic() - saved > CHECKPOINT_SECONDS or epoch == epochs - 1:
                 self._save()
                 saved = time.monotonic()
@@ -282,9 +266,9 @@ class Trainer:
                 if value.is_floating_point():
                     value.copy_(self.initial[name] * (1 - share) + value * share)
             self.rows[-1] |= self._validate()
-        batch, images = self.settings["batch_size"], epochs * self.steps * self.settings["batch_size"]
-        device = self.accelerator.device
-        return Trained(pd.DataFrame(self.rows), images, self.seconds, device, self.bf16, batch, self.per_class)
+        curves, batch = pd.DataFrame(self.rows), self.settings["batch_size"]
+        images, seconds = epochs * self.steps * batch, self.rows[-1]["seconds"]
+        return Trained(curves, images, seconds, self.device, self.bf16, batch, self.per_class)
 
     def _epoch(self, epoch: int, bar: tqdm) -> dict:
         seed_everything(self.seed * 100_003 + epoch + 1)
@@ -296,9 +280,8 @@ class Trainer:
         for index, batch in enumerate(self.loader):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 terms = self.objective(self.model, self.raw, batch)
-            step = epoch * self.steps + index
             if not math.isfinite(terms["loss"].item()):
-                self._refuse(step, batch, terms)
+                self._refuse(epoch * self.steps + index, batch, terms)
             self.accelerator.backward(terms["loss"])
             self.accelerator.clip_grad_norm_([*self.model.parameters(), *self.objective.parameters()], CLIP_NORM)
             self.optimizer.step()
@@ -308,28 +291,20 @@ class Trainer:
                 sums[name] = sums.get(name, 0.0) + value.item() / self.steps
             bar.update()
             bar.set_postfix(epoch=epoch + 1, loss=f"{terms['loss'].item():.3f}", refresh=False)
-        return {
-            "epoch": epoch + 1,
-            "step": (epoch + 1) * self.steps,
-            **sums,
-            "learning_rate": self.schedule.get_last_lr()[-1],
-            **self._validate(),
-        }
+        row = {"epoch": epoch + 1, "step": (epoch + 1) * self.steps, **sums}
+        return row | {"learning_rate": self.schedule.get_last_lr()[-1], **self._validate()}
 
     def _validate(self) -> dict[str, float]:
         """mAP and P@1 on the validation protocol, NaN for a data set without one."""
-        names = {"validation_mAP": "mAP", "validation_P@1": "P@1"}
-        if "validation" not in self.data.protocols:
-            return dict.fromkeys(names, math.nan)
-        options = {"device": self.accelerator.device, "bf16": self.bf16}
-        found = evaluate(self.raw, self.data, self.settings["image_size"], ("validation",), **options)
-        return {column: found.metrics["validation"][metric] for column, metric in names.items()}
+        found, how = {"mAP": math.nan, "P@1": math.nan}, {"device": self.device, "bf16": self.bf16}
+        if (name := "validation") in self.data.protocols:
+            found = evaluate(self.raw, self.data, self.settings["image_size"], (name,), **how).metrics[name]
+        return {f"validation_{metric}": found[metric] for metric in ("mAP", "P@1")}
 
     def _refuse(self, step: int, batch: tuple, terms: dict[str, Tensor]) -> None:
-        paths = [self.data.train.paths[i] for i in batch[2].tolist()]
-        values = {k: str(v.item()) for k, v in terms.items()}
-        report = self.folder / "not_finite.json"
-        write_json(report, {"step": step, "losses": values, "inputs": paths})
+        report, values = self.folder / "not_finite.json", {k: str(v.item()) for k, v in terms.items()}
+        inputs = [self.data.train.paths[i] for i in batch[2].tolist()]
+        write_json(report, {"step": step, "losses": values, "inputs": inputs})
         raise FloatingPointError(
             f"the loss is not finite at step {step}: {values}; its inputs are listed in {report}. "
             "Look at them, or lower the learning rate (workflow/*.yaml)"
@@ -339,7 +314,7 @@ class Trainer:
         """Weights, proxies, optimiser and schedule in one file, whole or not at all; strides and bits are kept."""
         if not self.accelerator.is_main_process:
             return
-        facts = {"identity": self.identity, "rows": self.rows, "seconds": self.seconds}
+        facts = {"identity": self.identity, "rows": self.rows}
         with replacing(self.checkpoint) as partial:
             torch.save(facts | {name: part.state_dict() for name, part in self.parts.items()}, partial)
 
@@ -349,7 +324,7 @@ class Trainer:
             return
         try:
             saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            identity, _ = saved["identity"], [saved[name] for name in ("rows", "seconds", *self.parts)]
+            identity, _ = saved["identity"], [saved[name] for name in ("rows", *self.parts)]
         except Exception as error:  # torch raises many types for a damaged file
             aside = self.checkpoint.with_suffix(f".damaged-{time.time_ns()}")
             self.checkpoint.rename(aside)
@@ -361,5 +336,5 @@ class Trainer:
             return
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
-        self.rows, self.seconds = saved["rows"], saved["seconds"]
+        self.rows = saved["rows"]
         print(f"resumed after epoch {len(self.rows)} of {self.settings['epochs']}")
