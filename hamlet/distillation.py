@@ -41,28 +41,21 @@ class Transformer:
             self.tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=here)
             model = AutoModel.from_pretrained(place, local_files_only=here, use_safetensors=True)
         except (OSError, ValueError) as error:
-            raise HamletError(
-                f"text teacher {str(place)!r} could not be loaded ({str(error).splitlines()[0]}); where the hub is "
-                "out of reach, download the model elsewhere and give its folder in place of the hub id"
-            ) from error
+            reason = str(error).splitlines()[0]
+            how = "where the hub is out of reach, download it elsewhere and give its folder in place of the hub id"
+            raise HamletError(f"text teacher {str(place)!r} could not be loaded ({reason}); {how}") from error
         self.model, self.tower = model.float().eval(), tower
 
     @torch.inference_mode()
     def encode(self, sentences: Sequence[str]) -> np.ndarray:
         """N sentences -> float32 (N, dim), L2-normalised."""
         # a tower knows as many positions as its configuration says; sentences beyond 256 tokens are cut
-        config = getattr(self.model.config, "text_config", self.model.config)
-        longest = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 256), 256)
-        # like lengths together: less padding
-        order, rows = sorted(range(len(sentences)), key=lambda i: len(sentences[i])), []
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", 256)
+        longest, padding = min(self.tokenizer.model_max_length, positions, 256), "max_length" if self.tower else True
+        order, rows = np.argsort([len(s) for s in sentences], kind="stable"), []  # like lengths: less padding
         for start in range(0, len(order), 64):
-            tokens = self.tokenizer(
-                [sentences[i] for i in order[start : start + 64]],
-                padding="max_length" if self.tower else True,
-                truncation=True,
-                max_length=longest,
-                return_tensors="pt",
-            )
+            batch = [sentences[i] for i in order[start : start + 64]]
+            tokens = self.tokenizer(batch, padding=padding, truncation=True, max_length=longest, return_tensors="pt")
             if self.tower:
                 found = self.model.get_text_features(**tokens)
                 found = found if isinstance(found, Tensor) else found.pooler_output
@@ -114,21 +107,18 @@ def load_teacher(name: str = "sentence") -> Transformer | LatentSemantics:
 
 
 def encode_text(sentences: Sequence[str], teacher: str = "sentence") -> np.ndarray:
-    """Embed sentences with a teacher (see ``load_teacher``), equal ones once: N strings, none of them empty -> float32
-    (N, dim), L2-normalised. The packaged teacher's rows are kept in the cache by content: a second call costs a read.
-    """
+    """Embed sentences with a teacher (see ``load_teacher``), equal ones once: N strings, none empty -> float32
+    (N, dim), L2-normalised. The packaged teacher's rows are kept in the cache by content: a second call costs a read."""
     for i, sentence in enumerate(sentences):
         if not isinstance(sentence, str) or not sentence.strip():
             raise HamletError(f"caption {i} is {sentence!r}; expected a sentence: give every image one")
     if not len(sentences):
         raise HamletError("no sentence to encode; expected at least one")
     unique, chosen = np.unique(np.array(sentences, dtype=object), return_inverse=True)
-    # only the packaged teacher is known by a hash, so only its vectors are kept
-    if teacher != "sentence":
+    if teacher != "sentence":  # the others are not known by a hash
         return load_teacher(teacher).encode(unique)[chosen]
     key = hashlib.sha256("\x1f".join([SENTENCE_SHA256, *unique]).encode()).hexdigest()
     path = cache_dir() / "captions" / f"{key}.bin"  # a sha256 of the rest, and the rows
-    path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         raw = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(raw[32:]).digest() != raw[:32]:  # absent or damaged
@@ -171,19 +161,18 @@ def text_targets(
     """
     if source not in SOURCES:
         raise HamletError(f"unknown text source {source!r}; valid: {', '.join(SOURCES)}")
-    count = len(class_names)
     if source in ("template", "word"):
         plain = [name.replace("_", " ").replace("-", " ").replace("/", " ") for name in class_names]
         rows = encode_text([f"a photo of a {p}" for p in plain] if source == "template" else plain, teacher)
         of_image = rows[labels]
     else:
         of_image = encode_text(captions, teacher)
-        rows = np.stack([of_image[labels == c].mean(0) for c in range(count)])
+        rows = np.stack([of_image[labels == c].mean(0) for c in range(len(class_names))])
     mean = rows.mean(0)
     classes = unit(rows - mean)
     if source == "shuffled":
         # a random cycle through all classes: everyone's text goes to somebody else
-        cycle = np.random.default_rng(seed).permutation(count)
+        cycle = np.random.default_rng(seed).permutation(len(class_names))
         classes[cycle] = classes[np.roll(cycle, 1)]
     images = unit(of_image - mean) if source == "caption" else classes[labels]
     return TextTargets(images.astype(np.float32), classes.astype(np.float32), mean.astype(np.float32))
@@ -201,8 +190,7 @@ def alignment(projected: Tensor, text: Tensor) -> Tensor:
 
 def text_proxies(embeddings: Tensor, proxies: Tensor, labels: Tensor, scale: float) -> Tensor:
     """Cross-entropy of ``scale * cos(f, W_t t_c)`` over all training classes. embeddings: (B, D), L2-normalised;
-    proxies: (C, D), the classes' texts in the descriptor's space; labels: (B,) in 0..C-1; scale: inverse temperature.
-    """
+    proxies: (C, D), their texts in the descriptor's space; labels: (B,) in 0..C-1; scale: inverse temperature."""
     return F.cross_entropy(scale * embeddings.float() @ F.normalize(proxies.float(), dim=1).T, labels)
 
 

@@ -8,9 +8,10 @@ import ctypes
 import gc
 import json
 import os
+import pickle
+import resource
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -72,22 +73,18 @@ def peak_memory(weights: Path, image: torch.Tensor, device: str) -> float | None
     if device != "cpu":
         return None
     # an interpreter of its own holds nothing of another model
-    code = "import sys; from hamlet.efficiency import print_growth; print_growth(*sys.argv[1:])"
+    command = [sys.executable, "-c", "from hamlet.efficiency import print_growth; print_growth()"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(paths.ROOT)}
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "image.npy"
-        np.save(file, image.numpy())
-        command = [sys.executable, "-c", code, str(weights), str(file)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, input=pickle.dumps((weights, image)), capture_output=True, env=environment)
     if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or ["it ended without a word"]
+        last = done.stderr.decode().strip().splitlines()[-1:] or ["it ended without a word"]
         raise HamletError(f"the memory of {weights} could not be measured: {last[0]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def print_growth(weights: str, image: str) -> None:
+def print_growth() -> None:
     """The measuring process's work: MB by which describing the image raises its peak over what it held before."""
-    pixels = torch.from_numpy(np.load(image))
+    weights, image = pickle.load(sys.stdin.buffer)
     torch.nn.functional.conv2d(torch.zeros(1, 3, 8, 8), torch.zeros(4, 3, 3, 3))  # libraries come first
     before = _status("VmRSS")
     model = load_model(weights)
@@ -96,34 +93,29 @@ def print_growth(weights: str, image: str) -> None:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
     with torch.inference_mode():
-        model(pixels)
+        model(image)
     print(json.dumps((_status("VmHWM") - before) / 1e6))
 
 
 def _status(field: str) -> int:
     """A field of /proc/self/status in bytes; elsewhere the peak resident set, the closest that is known."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if field in line) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if sys.platform != "linux":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if field in line) * 1024
 
 
 def compare(weights: dict[str, Path], images: torch.Tensor, device: str = "cpu") -> dict[str, dict]:
     """Every cost of every model on float images (N,3,H,W): name -> latency_ms and memory_mb, each with its quartiles
     (_q25, _q75), parameters, macs, descriptor_bytes."""
-    # the allocator's luck moves one measurement by some per cent
-    rounds = min(MEMORY_REPEATS, len(images))
-    repeats = [[peak_memory(path, images[:1], device) for path in weights.values()] for _ in range(rounds)]
-    memory = dict(zip(weights, zip(*repeats, strict=True), strict=True))
+    repeats = range(min(MEMORY_REPEATS, len(images)))  # the allocator's luck moves one measurement by some per cent
+    memory = {name: [peak_memory(path, images[:1], device) for _ in repeats] for name, path in weights.items()}
     models, images = {name: load_model(path, device) for name, path in weights.items()}, images.to(device)
     spent, rows = latencies(models, images), {}
     for name, model in models.items():
         rows[name] = _quartiles("latency_ms", spent[name]) | _quartiles("memory_mb", memory[name])
-        rows[name]["parameters"] = count_parameters(model)
-        rows[name]["macs"] = multiply_adds(model, images[:16])
-        rows[name]["descriptor_bytes"] = model.descriptor_bytes
+        rows[name] |= {"parameters": count_parameters(model), "macs": multiply_adds(model, images[:16])}
+        rows[name] |= {"descriptor_bytes": model.descriptor_bytes}
     return rows
 
 

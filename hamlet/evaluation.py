@@ -70,11 +70,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: RetrievalModel,
-    dataset: RetrievalDataset,
-    image_size: int,
-    protocols: tuple[str, ...] | None = None,
-    **options,
+    model: RetrievalModel, dataset: RetrievalDataset, image_size: int, protocols: tuple | None = None, **options
 ) -> Evaluation:
     """Embed what the protocols need and rank it; all protocols by default. options: those of ``embed``."""
     wanted = tuple(dataset.protocols) if protocols is None else protocols
@@ -200,7 +196,7 @@ def words(
         rows = evaluation.embeddings[gallery.name]
         rows = rows.toarray() if sp.issparse(rows) else rows
         found[name] = cross_modal_metrics(rows, gallery.labels, describe_texts(model, sentences, teacher), labels)
-        captions = encode_text(gallery.captions, teacher), gallery.labels
-        asked = encode_text(sentences, teacher), labels
-        found[name]["ceiling"] = cross_modal_metrics(*captions, *asked)["text_to_image"]
+        captions, asked = encode_text(gallery.captions, teacher), encode_text(sentences, teacher)
+        ceiling = cross_modal_metrics(captions, gallery.labels, asked, labels)
+        found[name]["ceiling"] = ceiling["text_to_image"]
     return found

@@ -169,7 +169,6 @@ class Trained:
     seconds: float
     device: torch.device
     bf16: bool
-    batch_size: int
     images_per_class: int
 
 
@@ -180,10 +179,8 @@ def train(model: RetrievalModel, data: RetrievalDataset, settings: dict, seed: i
     names the step and a file in ``folder`` that lists its inputs. HamletError: every image is its own class.
     """
     if not data.has_classes:
-        raise HamletError(
-            f"{data.name}: every image is its own class, so there are no classes to train on; train on a data set "
-            "that has some and use this one for search by words"
-        )
+        how = "train on a data set that has some and use this one for search by words"
+        raise HamletError(f"{data.name}: every image is its own class, so there are no classes to train on; {how}")
     return Trainer(model, data, settings, seed, Path(folder)).fit()
 
 
@@ -200,10 +197,8 @@ class Trainer:
         self.accelerator = Accelerator(cpu=asked == "cpu", mixed_precision="no", rng_types=[], kwargs_handlers=[unused])
         self.device = self.accelerator.device
         if self.device.type != asked:
-            raise HamletError(
-                f"device {asked!r}: this process has trained on {self.device.type!r} before, and "
-                "accelerate keeps one device a process; start a new process, or restart the notebook's kernel"
-            )
+            how = "accelerate keeps one device a process; start a new process, or restart the notebook's kernel"
+            raise HamletError(f"device {asked!r}: this process has trained on {self.device.type!r} before, and {how}")
         self.bf16 = uses_bf16(settings["precision"], self.device)
         model.to(self.device)
         images = TrainingImages(data.train, settings)
@@ -266,9 +261,8 @@ class Trainer:
                 if value.is_floating_point():
                     value.copy_(self.initial[name] * (1 - share) + value * share)
             self.rows[-1] |= self._validate()
-        curves, batch = pd.DataFrame(self.rows), self.settings["batch_size"]
-        images, seconds = epochs * self.steps * batch, self.rows[-1]["seconds"]
-        return Trained(curves, images, seconds, self.device, self.bf16, batch, self.per_class)
+        curves, images = pd.DataFrame(self.rows), epochs * self.steps * self.settings["batch_size"]
+        return Trained(curves, images, self.rows[-1]["seconds"], self.device, self.bf16, self.per_class)
 
     def _epoch(self, epoch: int, bar: tqdm) -> dict:
         seed_everything(self.seed * 100_003 + epoch + 1)
@@ -305,10 +299,8 @@ class Trainer:
         report, values = self.folder / "not_finite.json", {k: str(v.item()) for k, v in terms.items()}
         inputs = [self.data.train.paths[i] for i in batch[2].tolist()]
         write_json(report, {"step": step, "losses": values, "inputs": inputs})
-        raise FloatingPointError(
-            f"the loss is not finite at step {step}: {values}; its inputs are listed in {report}. "
-            "Look at them, or lower the learning rate (workflow/*.yaml)"
-        )
+        how = f"its inputs are listed in {report}. Look at them, or lower the learning rate (workflow/*.yaml)"
+        raise FloatingPointError(f"the loss is not finite at step {step}: {values}; {how}")
 
     def _save(self) -> None:
         """Weights, proxies, optimiser and schedule in one file, whole or not at all; strides and bits are kept."""

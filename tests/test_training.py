@@ -307,7 +307,7 @@ def test_few_classes_fill_the_batch_and_the_record_says_so(toy_data, settings, t
     _, seen = one_step(toy_data, settings, tmp_path, monkeypatch)
     assert {len(labels) for (_, labels, _), _ in seen} == {16}
     _, trained = fit(toy_data, settings, tmp_path / "b")
-    assert (trained.batch_size, trained.images_per_class) == (16, 4)
+    assert (trained.images, trained.images_per_class) == (32, 4)
     _, trained = fit(toy_data, settings | {"images_per_class": 8}, tmp_path / "c")
     assert trained.images_per_class == 8
     with pytest.raises(ValueError, match="at least two"):

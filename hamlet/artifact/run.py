@@ -181,7 +181,7 @@ def store(job: Job, data, model, untrained, trained, evaluation) -> Path:
             "seconds": trained.seconds,
             "final_loss": float(curves["loss"].iloc[-1]),
             "bf16": trained.bf16,
-            "batch_size": trained.batch_size,
+            "batch_size": job.settings["batch_size"],
             "images_per_class": trained.images_per_class,
         },
         "model": {
