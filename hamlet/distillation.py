@@ -76,7 +76,6 @@ class LatentSemantics:
         """N sentences -> float32 (N, dim), L2-normalised (zero where no word is known); the first call fits."""
         from sklearn.decomposition import TruncatedSVD
         from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.preprocessing import normalize
 
         if self.fitted is None:
             words = TfidfVectorizer(sublinear_tf=True)
@@ -88,7 +87,7 @@ class LatentSemantics:
                 few = "the sentences hold fewer than two different words of two letters or more"
                 raise HamletError(f"text teacher lsa: {few}; give other captions, or take 'sentence'") from error
         words, reduce = self.fitted
-        rows = normalize(reduce.transform(words.transform(sentences)))
+        rows = unit(reduce.transform(words.transform(sentences)))
         return np.pad(rows, ((0, 0), (0, LSA_DIM - rows.shape[1]))).astype(np.float32)
 
 
@@ -108,7 +107,7 @@ def load_teacher(name: str = "sentence") -> Transformer | LatentSemantics:
 
 def encode_text(sentences: Sequence[str], teacher: str = "sentence") -> np.ndarray:
     """Embed sentences with a teacher (see ``load_teacher``), equal ones once: N strings, none empty -> float32
-    (N, dim), L2-normalised. The packaged teacher's rows are kept in the cache by content: a second call costs a read."""
+    (N, dim), L2-normalised. The packaged teacher's rows are kept in the cache by content: a second call is a read."""
     for i, sentence in enumerate(sentences):
         if not isinstance(sentence, str) or not sentence.strip():
             raise HamletError(f"caption {i} is {sentence!r}; expected a sentence: give every image one")
@@ -131,11 +130,8 @@ def encode_text(sentences: Sequence[str], teacher: str = "sentence") -> np.ndarr
 
 @dataclass(frozen=True)
 class TextTargets:
-    """What the text losses aim at.
-
-    images: float32 (N, T), the target of each training image; classes: float32 (C, T), of each class; both rows
-    L2-normalised. mean: float32 (T,), subtracted from a sentence's vector before it is compared with them.
-    """
+    """What the text losses aim at. images: float32 (N, T), the target of each training image; classes: float32 (C, T),
+    of each class; both rows L2-normalised. mean: float32 (T,), taken off a sentence's vector before a comparison."""
 
     images: np.ndarray
     classes: np.ndarray

@@ -6,7 +6,6 @@ of the machine falls on every model alike; HAMLET's cost depends on the image.
 
 import ctypes
 import gc
-import json
 import os
 import pickle
 import resource
@@ -75,16 +74,16 @@ def peak_memory(weights: Path, image: torch.Tensor, device: str) -> float | None
     # an interpreter of its own holds nothing of another model
     command = [sys.executable, "-c", "from hamlet.efficiency import print_growth; print_growth()"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(paths.ROOT)}
-    done = subprocess.run(command, input=pickle.dumps((weights, image)), capture_output=True, env=environment)
+    done = subprocess.run(command, input=pickle.dumps((weights, image.numpy())), capture_output=True, env=environment)
     if done.returncode:
         last = done.stderr.decode().strip().splitlines()[-1:] or ["it ended without a word"]
         raise HamletError(f"the memory of {weights} could not be measured: {last[0]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return float(done.stdout.split()[-1])
 
 
 def print_growth() -> None:
     """The measuring process's work: MB by which describing the image raises its peak over what it held before."""
-    weights, image = pickle.load(sys.stdin.buffer)
+    weights, pixels = pickle.load(sys.stdin.buffer)
     torch.nn.functional.conv2d(torch.zeros(1, 3, 8, 8), torch.zeros(4, 3, 3, 3))  # libraries come first
     before = _status("VmRSS")
     model = load_model(weights)
@@ -93,8 +92,8 @@ def print_growth() -> None:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
     with torch.inference_mode():
-        model(image)
-    print(json.dumps((_status("VmHWM") - before) / 1e6))
+        model(torch.from_numpy(pixels))
+    print((_status("VmHWM") - before) / 1e6)
 
 
 def _status(field: str) -> int:
@@ -107,19 +106,15 @@ def _status(field: str) -> int:
 
 def compare(weights: dict[str, Path], images: torch.Tensor, device: str = "cpu") -> dict[str, dict]:
     """Every cost of every model on float images (N,3,H,W): name -> latency_ms and memory_mb, each with its quartiles
-    (_q25, _q75), parameters, macs, descriptor_bytes."""
+    (_q25, _q75; None where it could not be measured), parameters, macs, descriptor_bytes."""
     repeats = range(min(MEMORY_REPEATS, len(images)))  # the allocator's luck moves one measurement by some per cent
     memory = {name: [peak_memory(path, images[:1], device) for _ in repeats] for name, path in weights.items()}
     models, images = {name: load_model(path, device) for name, path in weights.items()}, images.to(device)
     spent, rows = latencies(models, images), {}
     for name, model in models.items():
-        rows[name] = _quartiles("latency_ms", spent[name]) | _quartiles("memory_mb", memory[name])
-        rows[name] |= {"parameters": count_parameters(model), "macs": multiply_adds(model, images[:16])}
+        rows[name] = {"parameters": count_parameters(model), "macs": multiply_adds(model, images[:16])}
         rows[name] |= {"descriptor_bytes": model.descriptor_bytes}
+        for cost, values in (("latency_ms", spent[name]), ("memory_mb", memory[name])):
+            found = [None] * 3 if values[0] is None else np.percentile(values, [50, 25, 75]).tolist()
+            rows[name] |= dict(zip((cost, f"{cost}_q25", f"{cost}_q75"), found, strict=True))
     return rows
-
-
-def _quartiles(name: str, values) -> dict[str, float | None]:
-    """Median under ``name``, quartiles under name_q25 and name_q75; None where nothing could be measured."""
-    found = [None] * 3 if None in list(values) else map(float, np.percentile(values, [50, 25, 75]))
-    return dict(zip((name, f"{name}_q25", f"{name}_q75"), found, strict=True))

@@ -197,6 +197,5 @@ def words(
         rows = rows.toarray() if sp.issparse(rows) else rows
         found[name] = cross_modal_metrics(rows, gallery.labels, describe_texts(model, sentences, teacher), labels)
         captions, asked = encode_text(gallery.captions, teacher), encode_text(sentences, teacher)
-        ceiling = cross_modal_metrics(captions, gallery.labels, asked, labels)
-        found[name]["ceiling"] = ceiling["text_to_image"]
+        found[name]["ceiling"] = cross_modal_metrics(captions, gallery.labels, asked, labels)["text_to_image"]
     return found

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import normalize
 from tqdm import tqdm
 
 from hamlet.data import RetrievalDataset, Split
@@ -128,7 +127,7 @@ class Objective(nn.Module):
     def forward(self, model: nn.Module, raw: RetrievalModel, batch: tuple) -> dict[str, Tensor]:
         """The weighted terms and their sum, "loss". raw: the model itself, for what wrappers hide."""
         images, labels, index = batch
-        images = normalize(images.float() / 255, raw.mean, raw.std)
+        images = v2.functional.normalize(images.float() / 255, raw.mean, raw.std)
         embedding, terms = model(images.contiguous(memory_format=torch.channels_last), auxiliary=True)
         terms, settings = {"metric_loss": self.metric_loss(embedding, labels), **terms}, self.settings
         if weight := settings["text_alignment"]:
@@ -151,12 +150,11 @@ def freeze_levels(backbone: nn.Module, levels: int) -> list[nn.Module]:
     """
     if not levels:
         return []
-    named = dict(backbone.named_parameters())
-    images = next(iter(named.values())).new_zeros(2, 3, 64, 64)  # where the weights are
-    last = backbone.eval()(images)[levels - 1].sum()
-    reached = torch.autograd.grad(last, list(named.values()), allow_unused=True)
-    for parameter, gradient in zip(named.values(), reached, strict=True):
-        parameter.requires_grad_(gradient is None)
+    weights = list(backbone.parameters())
+    last = backbone.eval()(weights[0].new_zeros(2, 3, 64, 64))[levels - 1].sum()
+    reached = torch.autograd.grad(last, weights, allow_unused=True)
+    for weight, gradient in zip(weights, reached, strict=True):
+        weight.requires_grad_(gradient is None)
     return [m for m in backbone.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
 
 
@@ -245,15 +243,14 @@ class Trainer:
     def fit(self) -> Trained:
         self._resume()
         epochs, done = self.settings["epochs"], len(self.rows)
-        bar = tqdm(total=epochs * self.steps, initial=done * self.steps, desc="train", unit="step", disable=None)
-        saved = time.monotonic()
-        start = saved - (self.rows[-1]["seconds"] if done else 0.0)
-        for epoch in range(done, epochs):
-            self.rows.append(self._epoch(epoch, bar) | {"seconds": time.monotonic() - start})
-            if time.monotonic() - saved > CHECKPOINT_SECONDS or epoch == epochs - 1:
-                self._save()
-                saved = time.monotonic()
-        bar.close()
+        start = saved = time.monotonic()
+        before = self.rows[-1]["seconds"] if done else 0.0
+        with tqdm(total=epochs * self.steps, initial=done * self.steps, desc="train", unit="step", disable=None) as bar:
+            for epoch in range(done, epochs):
+                self.rows.append(self._epoch(epoch, bar) | {"seconds": before + time.monotonic() - start})
+                if time.monotonic() - saved > CHECKPOINT_SECONDS or epoch == epochs - 1:
+                    self._save()
+                    saved = time.monotonic()
         if (share := self.settings["backbone_share"]) < 1:
             # WiSE-FT (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022) keeps what the pretrained
             # network knew of images that the training classes do not cover
