@@ -14,7 +14,7 @@ import webbrowser
 from pathlib import Path
 
 from hamlet.errors import HamletError, one_line, printable
-from hamlet.paths import models_dir, replacing
+from hamlet.paths import models_dir, write_bytes
 
 # 40 Grocery photos at half their size, or as JPEG of quality 50, keep 0.973 or more to the original with the default
 # model; of 300 different photos no two reach 0.957
@@ -101,8 +101,7 @@ def page(given: argparse.Namespace) -> None:
     from hamlet.search import Index
     from hamlet.search.page import page as made
 
-    with replacing(own(given.out, ".html")) as partial:
-        partial.write_text(made(Index.load(given.index), given.queries, k=given.k), encoding="utf-8")
+    write_bytes(own(given.out, ".html"), made(Index.load(given.index), given.queries, k=given.k).encode())
     print(given.out)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hamlet.errors import HamletError
 from hamlet.models.weights import packaged_file
-from hamlet.paths import cache_dir, replacing
+from hamlet.paths import cache_dir, write_bytes
 
 SENTENCE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # as published
 LSA_DIM = 64
@@ -57,8 +57,7 @@ class Transformer:
             batch = [sentences[i] for i in order[start : start + 64]]
             tokens = self.tokenizer(batch, padding=padding, truncation=True, max_length=longest, return_tensors="pt")
             if self.tower:
-                found = self.model.get_text_features(**tokens)
-                found = found if isinstance(found, Tensor) else found.pooler_output
+                found = self.model.get_text_features(**tokens).pooler_output
             else:
                 hidden = self.model(**tokens).last_hidden_state
                 mask = tokens["attention_mask"].unsqueeze(-1).float()
@@ -84,8 +83,7 @@ class LatentSemantics:
                 dim = max(1, min(LSA_DIM, min(counted.shape) - 1))
                 self.fitted = words, TruncatedSVD(dim, random_state=0).fit(counted)
             except ValueError as error:
-                few = "the sentences hold fewer than two different words of two letters or more"
-                raise HamletError(f"text teacher lsa: {few}; give other captions, or take 'sentence'") from error
+                raise HamletError("text teacher lsa: fewer than two words in all; take teacher 'sentence'") from error
         words, reduce = self.fitted
         rows = unit(reduce.transform(words.transform(sentences)))
         return np.pad(rows, ((0, 0), (0, LSA_DIM - rows.shape[1]))).astype(np.float32)
@@ -123,8 +121,7 @@ def encode_text(sentences: Sequence[str], teacher: str = "sentence") -> np.ndarr
         if hashlib.sha256(raw[32:]).digest() != raw[:32]:  # absent or damaged
             rows = load_teacher().encode(unique).tobytes()
             raw = hashlib.sha256(rows).digest() + rows
-            with replacing(path) as partial:
-                partial.write_bytes(raw)
+            write_bytes(path, raw)
     return np.frombuffer(raw, np.float32, offset=32).reshape(len(unique), -1)[chosen]
 
 

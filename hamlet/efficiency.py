@@ -7,7 +7,6 @@ of the machine falls on every model alike; HAMLET's cost depends on the image.
 import ctypes
 import gc
 import os
-import pickle
 import resource
 import subprocess
 import sys
@@ -72,9 +71,10 @@ def peak_memory(weights: Path, image: torch.Tensor, device: str) -> float | None
     if device != "cpu":
         return None
     # an interpreter of its own holds nothing of another model
-    command = [sys.executable, "-c", "from hamlet.efficiency import print_growth; print_growth()"]
+    command = [sys.executable, "-c", "from hamlet.efficiency import print_growth; print_growth()", str(weights)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(paths.ROOT)}
-    done = subprocess.run(command, input=pickle.dumps((weights, image.numpy())), capture_output=True, env=environment)
+    command += map(str, image.shape)
+    done = subprocess.run(command, input=image.numpy().tobytes(), capture_output=True, env=environment)
     if done.returncode:
         last = done.stderr.decode().strip().splitlines()[-1:] or ["it ended without a word"]
         raise HamletError(f"the memory of {weights} could not be measured: {last[0]}")
@@ -83,16 +83,16 @@ def peak_memory(weights: Path, image: torch.Tensor, device: str) -> float | None
 
 def print_growth() -> None:
     """The measuring process's work: MB by which describing the image raises its peak over what it held before."""
-    weights, pixels = pickle.load(sys.stdin.buffer)
+    pixels = torch.frombuffer(bytearray(sys.stdin.buffer.read()), dtype=torch.float32).view(*map(int, sys.argv[2:]))
     torch.nn.functional.conv2d(torch.zeros(1, 3, 8, 8), torch.zeros(4, 3, 3, 3))  # libraries come first
     before = _status("VmRSS")
-    model = load_model(weights)
+    model = load_model(sys.argv[1])
     gc.collect()
     if sys.platform == "linux":  # hand back what loading left over, then let the peak start anew
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
     with torch.inference_mode():
-        model(torch.from_numpy(pixels))
+        model(pixels)
     print((_status("VmHWM") - before) / 1e6)
 
 

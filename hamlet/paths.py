@@ -75,11 +75,17 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_json(path: Path, record: dict | list) -> None:
-    """Write a record as JSON, whole or not at all, the same bytes for the same content."""
-    text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file whole or not at all."""
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
+    return path
+
+
+def write_json(path: Path, record: dict | list) -> None:
+    """Write a record as JSON, the same bytes for the same content."""
+    text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    write_bytes(path, text.encode())
 
 
 def sha256(path: Path) -> str:

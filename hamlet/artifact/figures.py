@@ -26,7 +26,8 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 from hamlet.artifact import findings
 from hamlet.artifact.paper import REPORTED_BACKBONES, backbone_of, expected_rows
 from hamlet.artifact.results import ACCURACY
-from hamlet.artifact.tables import COSTS, EFFICIENCY, rounded, write_bytes
+from hamlet.artifact.tables import COSTS, EFFICIENCY, rounded
+from hamlet.paths import write_bytes
 
 COLOURS = {"ResNet18": "#0072B2", "MobileNetV3": "#E69F00", "EfficientNetLite0": "#009E73", "other": "#999999"}
 EDGE = ("axes fraction", "data")  # values stand in a column at the right edge, clear of every marker

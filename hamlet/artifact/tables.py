@@ -58,13 +58,6 @@ def spans(low: Sequence[float], high: Sequence[float], decimals: int | Sequence[
     return [form.format(*ends) if all(ends) else "" for ends in both]
 
 
-def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a file whole or not at all."""
-    with paths.replacing(path) as partial:
-        partial.write_bytes(content)
-    return path
-
-
 def write_table(frame: pd.DataFrame, stem: Path, caption: str, remarks: Iterable[str] = ()) -> list[Path]:
     """Write ``stem`` as .csv, .md and .tex; the same frame gives the same bytes."""
     stem, remarks = Path(stem), list(remarks)
@@ -73,7 +66,7 @@ def write_table(frame: pd.DataFrame, stem: Path, caption: str, remarks: Iterable
     tex_caption = " ".join([caption, *remarks]).translate(LATEX)
     tex = frame.to_latex(index=False, escape=True, caption=tex_caption, label=f"tab:{stem.name}", na_rep="")
     contents = {".csv": frame.to_csv(index=False), ".md": "\n\n".join(lines) + "\n", ".tex": tex}
-    return [write_bytes(stem.with_name(stem.name + end), text.encode()) for end, text in contents.items()]
+    return [paths.write_bytes(stem.with_name(stem.name + end), text.encode()) for end, text in contents.items()]
 
 
 def shown(frame: pd.DataFrame) -> HTML:
