@@ -68,6 +68,6 @@ def test_training_starts_from_imagenet_on_photos_of_every_class_and_the_file_is_
     kept = models.load_model(tmp_path / "fruit.safetensors")
     assert torch.equal(next(kept.backbone.parameters()), initial + 1.0)
     assert kept.card["metrics"] == {"validation_mAP": 0.75}  # what was not measured is not told
-    assert kept.card["classes"] == NAMES
+    assert kept.card["classes"] == NAMES and kept.initial_weights == model.initial_weights
     assert kept.card["image_size"] == 160 and kept.card["teacher"] == "sentence"
     assert kept.card["data"] == f"{len(data.train)} photos of 4 classes, {data.content_hash[:12]}"

@@ -145,6 +145,13 @@ def test_a_runs_model_follows_its_seed_and_has_the_layers_of_its_text_terms():
     assert aligned.text_projection is not None and aligned.text_tower is None
     assert worded.text_tower is not None and worded.text_projection is None
     both = made(text_proxies=1.0, text_alignment=1.0, text_teacher="lsa")
+    # on a processor bfloat16 helps a ResNet and hinders the others
+    assert not plain.float32_backbone
+    assert run.build_model(Run("smoke", "scenes", "gem_mobilenetv3", "default", 0), settings).float32_backbone
+    cut = run.build_model(Run("smoke", "scenes", "hamlet_resnet18", "no_exchange", 0), settings)
+    assert cut.options["exchange"] is False  # as the variant says
+    lite = Run("pretrained", "scenes", "gem_efficientnetlite0", "default", 0)
+    assert run.build_model(lite, profiles.parameters(lite)).initial_weights["source"] == "packaged"
     assert both.text_tower.in_features == both.text_projection.out_features == LSA_DIM
 
 
