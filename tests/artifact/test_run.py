@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import stored
 import torch
 from filelock import FileLock
 
@@ -277,3 +278,31 @@ def test_a_run_takes_the_first_card_that_is_free(tmp_path, monkeypatch):
     (tmp_path / "hamlet-cards").mkdir()
     with FileLock(tmp_path / "hamlet-cards" / "0.lock"), run.leased_card("auto"):
         assert run.os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_the_cost_is_of_queries_spread_over_all_of_them_as_the_runs_were_told(tmp_path, monkeypatch, toy_data):
+    model = create_model("gem", backbone="test_resnet")
+    model.mean, model.std = (0.2, 0.4, 0.6), (0.5, 0.25, 0.125)
+    expected = torch.from_numpy(toy_data.query.images[[0, 5, 10, 15]]).permute(0, 3, 1, 2)
+    expected = evaluation.evaluation_transform(48, model.mean, model.std)(expected)
+    assert torch.equal(cost.query_images(toy_data, 4, 48, model), expected)
+
+    def compare(weights, images, device="cpu"):
+        seen.update(images=images, device=device, threads=torch.get_num_threads())
+        return {name: {} for name in weights}
+
+    seen, asked = {}, profiles.load_profile("quick")["efficiency"]
+    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
+    stored.store_run(tmp_path, "gem_resnet18", 0, 0.4)  # told 64 px
+    monkeypatch.setattr(cost, "load_data", lambda _, settings: seen.update(size=settings["image_size"]) or toy_data)
+    monkeypatch.setattr(cost, "choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(cost, "provenance", lambda _: {})
+    monkeypatch.setattr(cost, "compare", compare)
+    torch.set_num_threads(2)
+    try:
+        told = results.read_verified(cost.measure("quick", "flat"))["parameters"]
+    finally:
+        torch.set_num_threads(1)
+    side = asked["image_size"]
+    assert seen.pop("images").shape == (asked["repeats"], 3, side, side)
+    assert seen == {"size": 64, "device": "cuda", "threads": 1} and told["device"] == "cuda"
