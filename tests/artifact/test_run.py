@@ -306,3 +306,17 @@ def test_the_cost_is_of_queries_spread_over_all_of_them_as_the_runs_were_told(tm
     side = asked["image_size"]
     assert seen.pop("images").shape == (asked["repeats"], 3, side, side)
     assert seen == {"size": 64, "device": "cuda", "threads": 1} and told["device"] == "cuda"
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_a_commit_with_changes_in_what_makes_numbers_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.delenv("GIT_DIR", raising=False)
+    own = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    subprocess.run([*own, "init", "-q"], cwd=tmp_path, check=True)
+    subprocess.run([*own, "commit", "-q", "--allow-empty", "-m", "first"], cwd=tmp_path, check=True)
+    for folder, dirty in (("docs", False), ("hamlet", True)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "new.py").touch()
+        origin = run.provenance("cpu")
+        assert len(origin["commit"]) == 40 and origin["dirty"] is dirty
