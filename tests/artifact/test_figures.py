@@ -124,6 +124,8 @@ def test_every_bar_has_its_length_and_a_missing_run_says_so(profile):
     lengths = [bar.get_width() for bar in axis.patches]
     expected = data.loc[data["metric"] == "mAP", "mean"].dropna()
     assert np.allclose(sorted(lengths), sorted(expected))
+    left, right = axis.get_xlim()
+    assert left == 0 and right > max(expected)
     assert " not run" in texts(figure)
     hatched = sum(bar.get_hatch() is not None for bar in axis.patches)
     assert hatched == len(set(paper.CONTROLS) - set(FEW)) == 6
@@ -260,6 +262,8 @@ def test_backbone_changes(profile):
     data = figures.backbone_data(profile[1], profile[2]).set_index(["method", "source", "quantity"])
     row = data.loc[("HAMLET", "reported", "Inference time (ms)")]
     assert row["MobileNetV3"] / row["ResNet18"] - 1 == pytest.approx(11.70 / 18.00 - 1)
+    assert list(data.loc[("HAMLET", "reported", "mAP")]) == [0.3450, 0.3174]
+    assert list(data.loc[("HAMLET", "measured", "mAP")]) == pytest.approx([0.505, 0.485])
     assert {method for method, *_ in data.index} == {"HAMLET", "SPARSE", "GeM", "HAMLET (no text)"}
 
 

@@ -68,3 +68,13 @@ def test_the_mlp_is_matched_to_hamlets_reported_size(name, reported, evaluated):
 def test_the_mlps_head_has_the_size_that_was_asked_for(budget):
     model = create_model("mlp", head_parameters=budget)
     assert sum(p.numel() for p in model.head.parameters()) == pytest.approx(budget, rel=2e-3)
+
+
+def test_the_mlp_bends_between_its_three_layers(images):
+    model = create_model("mlp", head_parameters=1_000_000).eval()
+    linear, seen = [m for m in model.head.modules() if isinstance(m, torch.nn.Linear)], []
+    for layer in linear:
+        layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].min().item()))
+    with torch.no_grad():
+        model(images)
+    assert len(seen) == 3 and all(-0.171 < least < 0 for least in seen[1:])  # GELU's values
