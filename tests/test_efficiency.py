@@ -82,8 +82,11 @@ def test_every_cost_stands_under_its_own_name(monkeypatch, told):
     memory = iter(told)
     monkeypatch.setattr(efficiency, "peak_memory", lambda *_: next(memory))
     monkeypatch.setattr(efficiency, "load_model", lambda *_: Adaptive())
-    monkeypatch.setattr(efficiency, "latencies", lambda *_: {"a": np.array([9.0, 2.0, 3.0, 4.0, 1.0])})
     images = torch.arange(1.0, 6.0)[:, None, None, None].expand(5, 3, 4, 4)
+    times = np.array([9.0, 2.0, 3.0, 4.0, 1.0])
+    monkeypatch.setattr(
+        efficiency, "latencies", lambda models, given: {name: times for name in models if given.equal(images)}
+    )
     measured = (20.0, 15.0, 25.0) if all(told) else (None, None, None)
     assert efficiency.compare({"a": Path("a")}, images) == {
         "a": {

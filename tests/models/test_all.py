@@ -51,6 +51,7 @@ def test_descriptors_are_float32_unit_vectors_of_the_stated_dimension(name, eval
     with torch.no_grad():
         out = model(images)
     assert out.shape == (3, model.embedding_dim) and out.dtype == torch.float32
+    assert model.embedding_dim == (8192 if model.method == "sparse" else 512)
     torch.testing.assert_close(out.norm(dim=1), torch.ones(3))
     assert (out[0] - out[1]).abs().max() > 1e-4, "two different images give the same descriptor"
 
