@@ -112,3 +112,14 @@ def test_models_and_seeds_reach_the_engine_and_a_full_disk_is_told_before(tmp_pa
     monkeypatch.setattr(build.shutil, "disk_usage", lambda _: SimpleNamespace(free=1e6))
     with pytest.raises(SystemExit, match=r"not enough disk: .* 0\.0 GB free"):
         build.main([*command, "--dry-run"])
+
+
+def test_all_is_made_by_every_core_unless_told_otherwise(tmp_path, monkeypatch):
+    told, remade = [], []
+    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
+    monkeypatch.setattr(build, "cores", lambda: 7)
+    monkeypatch.setattr(build.runpy, "run_path", lambda _: {"remake": remade.append})
+    monkeypatch.setattr(build, "snakemake", lambda slots, jobs, *_, **config: told.append((slots, jobs, config)) or 0)
+    assert build.main(["all"]) == build.main(["all", "--jobs", "2"]) == 0
+    assert told == [([], jobs, {"stored": 1, "once": 1}) for jobs in (7, 2)]
+    assert remade == [tmp_path] * 6
