@@ -32,19 +32,6 @@ def test_embedding_does_not_depend_on_the_batch_and_repeats_share_a_row():
     np.testing.assert_array_equal(together[0], together[3])
 
 
-def test_every_sentence_gets_its_own_row_whatever_its_length_and_its_neighbours(tmp_path, monkeypatch):
-    """Sentences are encoded by length; those of one call must not be answered by what another call kept."""
-    monkeypatch.setenv("HAMLET_CACHE", str(tmp_path))
-    sentences = [PAIRS[0], "a long train of many wagons leaves the town in the evening", "kiwi"]
-    alone = np.concatenate([distillation.load_teacher().encode([sentence]) for sentence in sentences])
-    np.testing.assert_allclose(distillation.load_teacher().encode(sentences), alone, atol=1e-5)
-    long, longer = distillation.load_teacher().encode(["apple " * 300, "apple " * 600])  # cut after 256 tokens
-    np.testing.assert_allclose(long, longer, atol=1e-5)
-    for chosen in ([0, 1], [0, 2], [2, 0, 1]):
-        rows = distillation.encode_text([sentences[i] for i in chosen])
-        np.testing.assert_allclose(rows, alone[chosen], atol=1e-5)
-
-
 def test_words_in_common_are_all_that_lsa_knows():
     rows = distillation.encode_text(PAIRS, "lsa")
     assert rows.shape == (3, distillation.LSA_DIM)
@@ -90,6 +77,19 @@ def test_a_clip_text_tower_in_a_folder_is_a_teacher(tmp_path):
     teacher.tokenizer.model_max_length = tokenizer.model_max_length
     np.testing.assert_allclose(teacher.encode(["xy"]), rows[1:2], atol=1e-6)
     assert asked[0]["padding"] == "max_length" and asked[0]["max_length"] == 77  # as SigLIP's were trained
+
+
+def test_every_sentence_gets_its_own_row_whatever_its_length_and_its_neighbours(tmp_path, monkeypatch):
+    """Sentences are encoded by length; those of one call must not be answered by what another call kept."""
+    monkeypatch.setenv("HAMLET_CACHE", str(tmp_path))
+    sentences = [PAIRS[0], "a long train of many wagons leaves the town in the evening", "kiwi"]
+    alone = np.concatenate([distillation.load_teacher().encode([sentence]) for sentence in sentences])
+    np.testing.assert_allclose(distillation.load_teacher().encode(sentences), alone, atol=1e-5)
+    long, longer = distillation.load_teacher().encode(["apple " * 300, "apple " * 600])  # cut after 256 tokens
+    np.testing.assert_allclose(long, longer, atol=1e-5)
+    for chosen in ([0, 1], [0, 2], [2, 0, 1]):
+        rows = distillation.encode_text([sentences[i] for i in chosen])
+        np.testing.assert_allclose(rows, alone[chosen], atol=1e-5)
 
 
 def test_altered_teacher_is_refused(tmp_path, monkeypatch):
