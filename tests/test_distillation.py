@@ -78,6 +78,25 @@ def test_a_clip_text_tower_in_a_folder_is_a_teacher(tmp_path):
     assert rows.shape == (3, 12)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     np.testing.assert_array_equal(rows[0], rows[2])
+    teacher, asked = distillation.load_teacher(f"clip:{tmp_path}"), []
+    tokenizer = teacher.tokenizer
+    teacher.tokenizer = lambda texts, **how: asked.append(how) or tokenizer(texts, **how)
+    teacher.tokenizer.model_max_length = tokenizer.model_max_length
+    np.testing.assert_allclose(teacher.encode(["xy"]), rows[1:2], atol=1e-6)
+    assert asked[0]["padding"] == "max_length" and asked[0]["max_length"] == 77  # as SigLIP's were trained
+
+
+def test_every_sentence_gets_its_own_row_whatever_its_length_and_its_neighbours(tmp_path, monkeypatch):
+    """Sentences are encoded by length; those of one call must not be answered by what another call kept."""
+    monkeypatch.setenv("HAMLET_CACHE", str(tmp_path))
+    sentences = [PAIRS[0], "a long train of many wagons leaves the town in the evening", "kiwi"]
+    alone = np.concatenate([distillation.load_teacher().encode([sentence]) for sentence in sentences])
+    np.testing.assert_allclose(distillation.load_teacher().encode(sentences), alone, atol=1e-5)
+    long, longer = distillation.load_teacher().encode(["apple " * 300, "apple " * 600])  # cut after 256 tokens
+    np.testing.assert_allclose(long, longer, atol=1e-5)
+    for chosen in ([0, 1], [0, 2], [2, 0, 1]):
+        rows = distillation.encode_text([sentences[i] for i in chosen])
+        np.testing.assert_allclose(rows, alone[chosen], atol=1e-5)
 
 
 def test_altered_teacher_is_refused(tmp_path, monkeypatch):
@@ -126,16 +145,21 @@ def test_class_means_are_centred_over_classes_and_normalised():
 
 def test_shuffled_texts_are_the_same_ones_and_nobody_keeps_its_own():
     true = distillation.text_targets(CAPTIONS, LABELS, NAMES).classes
+    arranged = set()
     for seed in range(5):
         found = distillation.text_targets(CAPTIONS, LABELS, NAMES, "shuffled", seed=seed).classes
         match = (found @ true.T).argmax(1)
         assert sorted(match) == [0, 1, 2]
         assert not (match == np.arange(3)).any()
+        arranged.add(tuple(match))
+    assert len(arranged) == 2  # both of the two there are: the seed draws
 
 
 def test_sources_differ_as_their_names_say():
     per_image = distillation.text_targets(CAPTIONS, LABELS, NAMES, "caption")
     assert not np.allclose(per_image.images[0], per_image.images[1])
+    own = unit(distillation.encode_text(CAPTIONS) - per_image.mean)
+    np.testing.assert_allclose(per_image.images, own, atol=1e-5)
     template = distillation.text_targets(CAPTIONS, LABELS, NAMES, "template")
     word = distillation.text_targets(CAPTIONS, LABELS, NAMES, "word")
     expected = distillation.encode_text([f"a photo of a {n.replace('-', ' ')}" for n in NAMES])
@@ -183,3 +207,4 @@ def test_alignment_of_equal_and_opposite_vectors():
     x = torch.eye(3)
     assert distillation.alignment(x, x).item() == pytest.approx(0)
     assert distillation.alignment(-x, x).item() == pytest.approx(2)
+    assert distillation.alignment(3 * x, x).item() == pytest.approx(0)  # an angle, whatever the length

@@ -1,5 +1,10 @@
 """Efficiency: counts against hand-computed ones, order of the timing, memory that grows with the weights."""
 
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -52,6 +57,44 @@ def weights(tmp_path_factory):
     for name in ("gem_resnet18", "gem_mobilenetv3"):
         models.save_model(models.create_model(name), folder / f"{name}.safetensors")
     return {name: folder / f"{name}.safetensors" for name in ("gem_resnet18", "gem_mobilenetv3")}
+
+
+def test_time_is_told_in_milliseconds(monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(efficiency, "time", SimpleNamespace(perf_counter=lambda: next(ticks) / 4))
+    spent = efficiency.latencies({"a": Recorder("a", [])}, torch.zeros(3, 3, 2, 2))
+    assert spent["a"].tolist() == [250.0] * 3
+
+
+@pytest.mark.parametrize("told", [[10.0, 30.0, 20.0], [10.0, None, 20.0]])
+def test_every_cost_stands_under_its_own_name(monkeypatch, told):
+    class Adaptive(nn.Module):
+        descriptor_bytes = 12
+
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.head = nn.Linear(1, 1), nn.Linear(2, 2)
+
+        def forward(self, images):
+            kept = int(images.max())
+            return torch.ones(1, kept) @ torch.ones(kept, 7)
+
+    memory = iter(told)
+    monkeypatch.setattr(efficiency, "peak_memory", lambda *_: next(memory))
+    monkeypatch.setattr(efficiency, "load_model", lambda *_: Adaptive())
+    images = torch.arange(1.0, 6.0)[:, None, None, None].expand(5, 3, 4, 4)
+    times = np.array([9.0, 2.0, 3.0, 4.0, 1.0])
+    monkeypatch.setattr(
+        efficiency, "latencies", lambda models, given: {name: times for name in models if given.equal(images)}
+    )
+    measured = (20.0, 15.0, 25.0) if all(told) else (None, None, None)
+    assert efficiency.compare({"a": Path("a")}, images) == {
+        "a": {
+            **{"latency_ms": 3.0, "latency_ms_q25": 2.0, "latency_ms_q75": 4.0},
+            **dict(zip(("memory_mb", "memory_mb_q25", "memory_mb_q75"), measured, strict=True)),
+            **{"parameters": 8, "macs": 3 * 7, "descriptor_bytes": 12},
+        }
+    }
 
 
 @pytest.mark.slow

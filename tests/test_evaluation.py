@@ -6,7 +6,7 @@ import torch
 
 from hamlet import evaluation
 from hamlet.data import Protocol
-from hamlet.distillation import encode_text
+from hamlet.distillation import LSA_DIM, encode_text
 from hamlet.metrics import hierarchical_metrics, retrieval_metrics
 from hamlet.models import create_model
 
@@ -125,13 +125,16 @@ def test_example_neighbours_are_the_best_of_the_gallery_by_name(model, across):
 
 def test_extra_metrics_are_of_fine_and_coarse_labels_and_of_cut_descriptors(model, across, monkeypatch):
     monkeypatch.setattr(evaluation, "EQUAL_BYTES", 8)  # four dimensions, so that something is lost
-    found = evaluation.evaluate(model, across, 64, ("default",))
+    found = evaluation.evaluate(model, across, 64)
     extra = evaluation.extra_metrics(model, across, found, 64)
     q, g, query, train = found.embeddings["query"], found.embeddings["train"], across.query, across.train
     graded = hierarchical_metrics(
         q, query.labels, query.coarse_labels, gallery=g, gallery_fine=train.labels, gallery_coarse=train.coarse_labels
     )
     assert extra["hierarchical"]["HAP"] == pytest.approx(graded.mean["HAP"])
+    first = found.per_query["protocol"] == "default"
+    assert found.per_query.loc[first, "HAP"].tolist() == pytest.approx(graded.per_query["HAP"].tolist())
+    assert found.per_query.loc[~first, "HAP"].isna().all()
     small = evaluation.equal_bytes({"q": q, "g": g}, g, 8)
     cut = retrieval_metrics(small["q"], query.labels, small["g"], train.labels)
     assert extra["equal_bytes"]["mAP"] == pytest.approx(cut.mean["mAP"], abs=1e-6)
@@ -170,6 +173,7 @@ def test_retrieval_between_images_and_sentences_by_hand():
     assert words["mAP"] == pytest.approx((1 + 1 / 4) / 2)
     assert words["chance_R@1"] == pytest.approx((2 / 4 + 1 / 4) / 2) == words["chance_mAP"]
     assert words["chance_R@5"] == 1.0
+    assert pictures["median_rank"] == 1.0  # of 1, 1 and 2
     assert pictures["R@1"] == pytest.approx(2 / 3) and pictures["chance_R@1"] == pytest.approx(0.5)
 
 
@@ -192,3 +196,12 @@ def test_words_are_the_captions_of_the_queries_in_the_models_space(across):
     asked = encode_text(across.query.captions), across.query.labels
     ceiling = evaluation.cross_modal_metrics(*captions, *asked)
     assert found["default"]["ceiling"] == pytest.approx(ceiling["text_to_image"], abs=1e-6)
+
+
+def test_words_are_asked_through_the_teacher_that_the_model_was_trained_with(toy_data):
+    model = create_model("gem", backbone="test_resnet", text="proxies", text_dim=LSA_DIM).eval()
+    found = evaluation.words(model, toy_data, evaluation.evaluate(model, toy_data, 64), "lsa")["default"]
+    asked = encode_text(toy_data.query.captions, "lsa"), toy_data.query.labels
+    ceiling = evaluation.cross_modal_metrics(*asked, *asked)
+    assert found["ceiling"] == pytest.approx(ceiling["text_to_image"], abs=1e-6)
+    assert found["text_to_image"]["queries"] == 16

@@ -86,6 +86,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bits(
     assert numbers == [2]  # only what was missing
     assert same_weights(whole, resumed)
     assert trained.curves["epoch"].tolist() == [1, 2, 3]
+    assert trained.curves["seconds"].is_monotonic_increasing  # the time before the kill counts
 
 
 def test_a_checkpoint_of_other_settings_is_not_taken(toy_data, settings, tmp_path, capsys):
@@ -118,13 +119,13 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_inputs(toy_data, settings
 
         def forward(self, embedding, labels):
             Broken.calls += 1
-            return embedding.sum() * (float("nan") if Broken.calls == 3 else 1.0)
+            return embedding.sum() * (float("nan") if Broken.calls == 7 else 1.0)
 
     monkeypatch.setattr(training, "build_loss", lambda *a, **k: Broken())
-    with pytest.raises(FloatingPointError, match="step 2"):
+    with pytest.raises(FloatingPointError, match="step 6"):  # of all epochs; each has four
         fit(toy_data, settings, tmp_path)
     report = json.loads((tmp_path / "not_finite.json").read_text())
-    assert report["step"] == 2
+    assert report["step"] == 6
     assert len(report["inputs"]) == 8
     assert set(report["inputs"]) <= set(toy_data.train.paths)
 
@@ -153,6 +154,11 @@ def test_margin_and_scale_reach_the_loss():
     assert values == pytest.approx(expected, rel=1e-3, abs=1e-7)
     anchors = training.build_loss("proxy_anchor", 3, 8, 0.3, 7.0)
     assert (anchors.margin, anchors.alpha) == (0.3, 7.0)
+
+
+def test_proxies_start_short_so_that_they_turn_quickly():
+    torch.manual_seed(0)
+    assert training.build_loss("cosface", 60, 64, 0.0, 16.0).W.std().item() == pytest.approx(0.02, rel=0.1)
 
 
 def test_unknown_loss_and_absent_device_are_named():
@@ -356,6 +362,43 @@ def test_texts_come_from_the_captions_source_teacher_and_seed_asked_for(toy_data
     assert model.text_mean.abs().max() > 0 and trainer.objective.text_classes.shape[0] == 4
 
 
+def test_classes_of_training_are_numbered_anew_and_keep_their_names_and_texts(
+    toy_data, settings, tmp_path, monkeypatch
+):
+    """As where the classes of training are some of many: here green and yellow, the labels 1 and 3."""
+    part = [i for i, label in enumerate(toy_data.train.labels) if label % 2]
+    rows = {name: [getattr(toy_data.train, name)[i] for i in part] for name in ("captions", "paths", "all_captions")}
+    arrays = {name: getattr(toy_data.train, name)[part] for name in ("images", "labels", "coarse_labels")}
+    train = replace(toy_data.train, **rows, **arrays)
+    data = replace(toy_data, splits=toy_data.splits | {"train": train})
+    asked, targets = [], training.text_targets
+    monkeypatch.setattr(training, "text_targets", lambda *a, **k: asked.append(a) or targets(*a, **k))
+    settings = settings | {"text_proxies": 1.0, "epochs": 1}
+    _, seen = one_step(data, settings, tmp_path, monkeypatch, text="proxies")
+    captions, labels, names = asked[0]
+    assert captions == train.captions and names == ["green", "yellow"]
+    assert labels.tolist() == [0 if "green" in caption else 1 for caption in captions]
+    for (_, given, index), _ in seen:
+        assert given.tolist() == labels[index.numpy()].tolist()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_and_validation_compute_in_the_precision_asked_for(
+    toy_data, settings, tmp_path, monkeypatch, precision
+):
+    model, seen = build(), {True: set(), False: set()}
+    forward = type(model).forward
+
+    def watched(self, images, **options):
+        seen[self.training].add(torch.is_autocast_enabled("cpu"))
+        return forward(self, images, **options)
+
+    monkeypatch.setattr(type(model), "forward", watched)
+    trained = training.train(model, toy_data, settings | {"precision": precision, "epochs": 1}, 0, tmp_path)
+    wanted = precision == "bfloat16"
+    assert seen == {True: {wanted}, False: {wanted}} and trained.bf16 == wanted
+
+
 def test_augmentation_crops_mirrors_and_recolours(settings, toy_data):
     torch.manual_seed(0)
     edge = torch.full((3, 64, 64), 60, dtype=torch.uint8)
@@ -367,6 +410,11 @@ def test_augmentation_crops_mirrors_and_recolours(settings, toy_data):
     assert 0.2 < right < 0.8  # mirrored half of the times
     flat = torch.stack([whole(torch.full((3, 64, 64), 100, dtype=torch.uint8)) for _ in range(20)]).float()
     assert flat.mean((1, 2, 3)).std() > 3
+    tones = torch.stack([whole(edge) for _ in range(20)]).float().flatten(1)
+    contrast = (tones.amax(1) - tones.amin(1)) / (tones.amax(1) + tones.amin(1))  # brightness leaves it alone
+    orange = torch.tensor([200, 120, 60], dtype=torch.uint8)[:, None, None].expand(3, 64, 64)
+    colours = torch.stack([whole(orange) for _ in range(20)]).float().mean((2, 3))
+    assert contrast.std() > 0.02 and (colours[:, 2] / colours[:, 0]).std() > 0.02
     ramp = torch.arange(64, dtype=torch.uint8).repeat(3, 64, 1) * 4
 
     def spread(least: float) -> float:  # of what a crop shows of a ramp from 0 to 252

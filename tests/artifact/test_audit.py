@@ -68,6 +68,12 @@ def test_chance_counts_and_repeats():
     assert audit.chance(2000).equals(chance)
 
 
+def test_a_table_that_has_as_many_hits_reaches_the_reported_one(monkeypatch):
+    monkeypatch.setattr(audit, "nearest_multiple", lambda cell, _: (cell, np.ones(cell.shape, bool)))
+    chance = audit.chance(50)
+    assert (chance["tables that reach it"] == 50).all() and (chance["probability at most"] == 1).all()
+
+
 def test_the_figure_can_be_read_without_its_notebook():
     figure = audit.figure(audit.figure_data(), 1.1)
     assert "By chance about 1.1 would be" in figure.get_suptitle() and "42" in figure.get_suptitle()

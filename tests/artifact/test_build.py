@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import stored
 from PIL import Image
 
 from hamlet.artifact import build, profiles
+from hamlet.artifact.run import source_of
 
 
 @pytest.fixture
@@ -83,3 +85,41 @@ def test_a_measurement_is_not_given_up_for_one_without_hamlet(tmp_path, monkeypa
     for broken in ("{}", "[]", "{"):
         (folders["mlp_resnet18"] / "result.json").write_text(broken)
         assert fault(*folders) == "trained again since: gem_resnet18, mlp_resnet18"
+
+
+def test_a_folders_slot_remembers_how_its_photos_are_split(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("HAMLET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HAMLET_DATA", str(photos(8, 8)))
+    slots = []
+    for words, expected in (([], "class"), (["--split-by", "image"], "image")):
+        slots.append(build.folder_slot(build.parse(["pretrained", "--dataset", "folder", "--name", "my own", *words])))
+        source = json.loads(source_of(slots[-1]).read_text())
+        assert source["options"] == {"split_by": expected, "missing_captions": "class"}
+        assert source["root"].endswith("photos8x8")
+    assert slots[0] != slots[1] and all(re.fullmatch(r"folder-my_own-[0-9a-f]{8}", slot) for slot in slots)
+
+
+def test_models_and_seeds_reach_the_engine_and_a_full_disk_is_told_before(tmp_path, monkeypatch, capsys):
+    told = []
+    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
+    monkeypatch.setattr(build, "load_data", lambda *_: SimpleNamespace(train=range(9), content_hash="abc"))
+    monkeypatch.setattr(build, "snakemake", lambda slots, jobs, *_, **config: told.append((slots, jobs, config)) or 1)
+    monkeypatch.setattr(build.signal, "signal", lambda *_: None)
+    command = ["smoke", "--models", "gem_resnet18,mlp_resnet18", "--seeds", "2", "--jobs", "3"]
+    assert build.main(command) == 1
+    assert told == [(["smoke/scenes"], 3, {"models": "gem_resnet18+mlp_resnet18", "seeds": 2})]
+    assert "2 configurations x 2 seeds, 4 runs" in capsys.readouterr().out
+    monkeypatch.setattr(build.shutil, "disk_usage", lambda _: SimpleNamespace(free=1e6))
+    with pytest.raises(SystemExit, match=r"not enough disk: .* 0\.0 GB free"):
+        build.main([*command, "--dry-run"])
+
+
+def test_all_is_made_by_every_core_unless_told_otherwise(tmp_path, monkeypatch):
+    told, remade = [], []
+    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
+    monkeypatch.setattr(build, "cores", lambda: 7)
+    monkeypatch.setattr(build.runpy, "run_path", lambda _: {"remake": remade.append})
+    monkeypatch.setattr(build, "snakemake", lambda slots, jobs, *_, **config: told.append((slots, jobs, config)) or 0)
+    assert build.main(["all"]) == build.main(["all", "--jobs", "2"]) == 0
+    assert told == [([], jobs, {"stored": 1, "once": 1}) for jobs in (7, 2)]
+    assert remade == [tmp_path] * 6

@@ -12,7 +12,7 @@ from hamlet import paths
 from hamlet.artifact import claims
 from hamlet.artifact import results as report
 from hamlet.artifact.paper import Paper
-from hamlet.statistics import Interval, holm
+from hamlet.statistics import Interval, bootstrap_p_values, holm
 
 QUERIES, CLASSES = 200, 20
 # true levels in the report's order: HAMLET first, SPARSE second, and SpCa last; the control beats HAMLET_MobileNetV3
@@ -183,6 +183,9 @@ def test_other_classes_have_a_verdict_of_their_own(tmp_path, monkeypatch):
     shown = claims.printed_claims(table).set_index("Claim").loc["S4.2-11"]
     assert list(shown[["Verdict", "Verdict, other classes"]]) == ["reproduced", "not reproduced"]
     assert shown["95%, queries"] != shown["95%, classes"]
+    pairs = claims.comparisons("quick", "made", resamples=1000).set_index(["first", "second"])
+    pair = pairs.loc[("HAMLET_ResNet18", "DSCF_ResNet18")]
+    assert pair["low"] > 0 > pair["low_classes"] and pair["high_classes"] > pair["high"]
 
 
 def test_absolute_values_are_shown_but_not_judged(table):
@@ -202,6 +205,19 @@ def test_ties_are_rarely_contradicted(tmp_path, monkeypatch):
         parts = source.paper.parts({"id": "S1-1", "formula": "mAP[HAMLET_ResNet18] > mAP[others]"})
         alarms.append(source.measure(parts, False)[2] < 0.05)
     assert sum(alarms) <= 2  # of 8 at 5%: more than two has probability 0.006
+
+
+def test_one_part_of_many_that_fails_refutes_after_bonferroni(tmp_path, monkeypatch):
+    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
+    for run in list(LEVELS)[:7]:
+        level = 0.512 if run == "mace_resnet18" else 0.50
+        write_run(paths.output_dir("results", "quick", "made"), run, level, 0)
+    source = claims.Replicates(Paper(), claims.load_measured("quick", "made"), 2000)
+    parts = source.paper.parts({"id": "S1-1", "formula": "mAP[HAMLET_ResNet18] > mAP[others]"})
+    single = [bootstrap_p_values(part[0].change(source.draws)) for part in parts]
+    least = min(against for _, against in single)
+    assert len(parts) == 6 and least < 0.05
+    assert source.measure(parts, False)[2] == pytest.approx(2 * 6 * least)
 
 
 def test_pairs_by_hand(results):
@@ -332,6 +348,11 @@ def test_printed_tables_are_text_without_holes(table):
     assert shown.set_index("Claim").at["S3.1-5", "Reported"] == "4.2%"
     assert shown.set_index("Claim").at["S3.1-2", "Measured"].startswith("0.")
     assert {"95%, seeds x queries", "95%, seeds x classes"} <= set(shown)
+    corrected = table["p_holm"].dropna()
+    assert (shown.set_index("Claim").loc[corrected.index, "p (Holm)"] == corrected.map("{:.4f}".format)).all()
+    made = claims.comparisons("quick", "made", resamples=200).dropna(subset="p")
+    assert list(claims.printed_comparisons(made)["p (Holm)"]) == [f"{p:.4f}" for p in made["p_holm"]]
+    assert (made["p_holm"] > made["p"]).any()
     pairs = claims.printed_comparisons(claims.comparisons("quick", "none"))
     assert pairs.map(lambda x: isinstance(x, str)).all(axis=None)
 
@@ -393,6 +414,7 @@ def test_text_counts_for_what_it_adds_to_shuffled_captions(tmp_path, monkeypatch
     fine, family = claims.language("ablation", "scenes", resamples=500).to_dict("records")
     assert fine["difference"] == pytest.approx(0.1, abs=0.02) and family["difference"] == pytest.approx(0.1)
     assert (family["true"], family["shuffled"]) == (pytest.approx(0.5), pytest.approx(0.4))
+    assert fine["low"] != fine["low_classes"] and family["low"] == pytest.approx(family["high_classes"])
     assert fine["p"] < 0.01 and family["p"] < 0.01 and fine["seeds"] == family["seeds"] == "1/1"
     shown = claims.printed_language(claims.language("ablation", "scenes", resamples=500))
     assert list(shown["Difference"])[1] == "+0.1000" and not any(shown["Why empty"])

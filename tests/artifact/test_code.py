@@ -34,6 +34,7 @@ def test_a_run_depends_on_training_its_method_its_data_set_and_what_they_import(
     found = set(code.code_hashes(GEM))
     assert {"hamlet.training", "hamlet.evaluation", "hamlet.distillation", "hamlet.models.gem"} <= found
     assert {"hamlet.metrics", "hamlet.data.scenes", "hamlet.artifact.run.build_model"} <= found
+    assert "hamlet.artifact.run.load_data" in found
     others = {f"hamlet.models.{name}" for name in ("hamlet", "mace", "sparse", "spca", "dscf", "acsa")}
     assert not found & (others | {"hamlet.data.grocery", "hamlet.paths", "hamlet.errors", "hamlet.artifact.build"})
     mlp = code.code_hashes(Run("quick", "grocery_unseen", "mlp_mobilenetv3", "default", 0))

@@ -124,6 +124,8 @@ def test_every_bar_has_its_length_and_a_missing_run_says_so(profile):
     lengths = [bar.get_width() for bar in axis.patches]
     expected = data.loc[data["metric"] == "mAP", "mean"].dropna()
     assert np.allclose(sorted(lengths), sorted(expected))
+    left, right = axis.get_xlim()
+    assert left == 0 and right > max(expected)
     assert " not run" in texts(figure)
     hatched = sum(bar.get_hatch() is not None for bar in axis.patches)
     assert hatched == len(set(paper.CONTROLS) - set(FEW)) == 6
@@ -140,6 +142,35 @@ def test_seeds_are_marked_and_named_from_two_on(profile):
     assert marked(1) == (0, False)
     assert marked(2) == marked(3) == (2 * len(summary), True)
     assert marked([2] * 4 + [1] * (len(summary) - 4)) == (8, True)  # the four metrics of one run
+
+
+def test_whiskers_run_both_ways_over_seeds_only_where_every_run_has_three(profile):
+    summary = profile[1].dropna(subset="mean").assign(seed_half_width=0.03, query_half_width=0.01)
+    row = summary.iloc[0]
+    for seeds, half, over in ((3, 0.03, "seeds"), ([2] * 4 + [3] * (len(summary) - 4), 0.01, "queries")):
+        figure = figures.accuracy_bars(summary.assign(seeds=seeds), "t")
+        whisker = next(line for line in figure.axes[0].lines if line.get_marker() == "|")
+        assert list(whisker.get_xdata()) == pytest.approx([row["mean"] - half, row["mean"] + half])
+        assert any(text.startswith(f"95% interval over {over}") for text in texts(figure))
+
+
+def test_a_reported_value_is_marked_in_the_panel_of_its_quantity(profile):
+    cost = profile[2]
+    figure = figures.efficiency_bars(cost, "t")
+    for axis, key in zip(figure.axes, ("latency_ms", "memory_mb", "parameters_m"), strict=False):
+        marked = [line.get_xdata()[0] for line in axis.lines if line.get_marker() == "D"]
+        told = cost.loc[cost[key].notna(), f"reported_{key}"].dropna()
+        assert marked and marked == list(told)
+
+
+def test_the_ablation_shows_both_intervals_and_fills_what_shows_something():
+    ends = {"low": 0.01, "high": 0.03, "low_classes": -0.01, "high_classes": 0.05, "difference": 0.02}
+    data = pd.DataFrame([ends | {"p": 0.001, "p_holm": p, "first": "H", "second": f"H ({p})"} for p in (0.2, 0.01)])
+    lines = figures.ablation(data, "t").axes[0].lines
+    spans = [(line.get_linewidth(), list(line.get_xdata())) for line in lines if len(line.get_xdata()) == 2]
+    assert spans.count((3.5, [0.01, 0.03])) == spans.count((1.0, [-0.01, 0.05])) == 2
+    fills = {tuple(line.get_ydata()): line.get_markerfacecolor() for line in lines if line.get_marker() == "o"}
+    assert fills == {(0,): "#0072B2", (1,): "white"}  # by the corrected p; the first row stands on top
 
 
 def test_memory_has_whiskers_where_its_quartiles_were_measured(profile):
@@ -231,6 +262,8 @@ def test_backbone_changes(profile):
     data = figures.backbone_data(profile[1], profile[2]).set_index(["method", "source", "quantity"])
     row = data.loc[("HAMLET", "reported", "Inference time (ms)")]
     assert row["MobileNetV3"] / row["ResNet18"] - 1 == pytest.approx(11.70 / 18.00 - 1)
+    assert list(data.loc[("HAMLET", "reported", "mAP")]) == [0.3450, 0.3174]
+    assert list(data.loc[("HAMLET", "measured", "mAP")]) == pytest.approx([0.505, 0.485])
     assert {method for method, *_ in data.index} == {"HAMLET", "SPARSE", "GeM", "HAMLET (no text)"}
 
 
@@ -246,6 +279,13 @@ def test_gallery_marks_right_and_wrong_and_shows_the_right_pixels(profile):
     split = stored.dataset().query
     original = split.images[split.paths.index(data["query_path"].iloc[0])]
     assert abs(original.astype(int).mean((0, 1)) - shown[0].astype(int).mean((0, 1))).max() < 12
+
+
+def test_the_pictures_are_of_the_first_seed_whatever_the_order_of_the_results(profile):
+    results, run = profile[0].iloc[::-1], "hamlet_resnet18"
+    first = results[(results["run"] == run) & (results["seed"] == 0)]["folder"].item()
+    rows = pd.read_parquet(first / "neighbours.parquet")
+    assert pictures.neighbours_data(results, run).equals(rows)
 
 
 def test_a_run_without_pictures_says_so_in_their_place(profile):
@@ -295,7 +335,7 @@ def test_gallery_frames_differ_without_their_colour(profile):
     for axis in figure.axes:
         if axis.get_title().startswith(("✓", "✗")):
             styles[axis.get_title()[0]].add(str(axis.spines["left"].get_linestyle()))
-    assert styles["✓"] and styles["✗"] and not styles["✓"] & styles["✗"]
+    assert styles["✓"] == {"-"} and styles["✗"] and not styles["✓"] & styles["✗"]
 
 
 @pytest.mark.parametrize(
@@ -334,6 +374,8 @@ def test_search_figure_says_what_was_searched():
     data = pd.DataFrame(rows, columns=["size", "kind"]).assign(dimensions=128, threads=1, value=16)
     data = data.assign(**{"recall@10": 0.9, "queries_per_second": 100.0, "bytes_per_image": 512})
     figure = figures.search_tradeoff(data)
+    assert list(figure.axes[0].lines[0].get_xdata()) == [100.0]  # speed to the right, recall upwards
+    assert list(figure.axes[0].lines[0].get_ydata()) == [0.9]
     assert "synthetic 128-d vectors, CPU, one thread:" in figure.get_suptitle()
     assert figures.search_conditions(data.assign(threads=4)).endswith("4 threads")
     assert len({marker for _, marker in figures.INDEXES.values()}) == len(figures.INDEXES)

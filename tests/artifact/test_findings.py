@@ -15,11 +15,16 @@ def test_accuracy_names_leader_gap_controls_and_text():
         ("HAMLET_ResNet18 (no text)", "control", 0.45), ("MACE_ResNet18", "report", float("nan")),
     ]  # fmt: skip
     summary = pd.DataFrame(rows, columns=["model", "group", "mean"]).assign(
-        metric="mAP", query_half_width=0.01, seeds=[3, 1, 1, 1, 0], lowest_seed=0.48, highest_seed=0.53
+        metric="mAP",
+        query_half_width=[0.01, 0.02, 0.05, 0.05, 0.05],
+        seeds=[3, 1, 1, 1, 0],
+        lowest_seed=0.48,
+        highest_seed=0.53,
     )
     said = " ".join(findings.accuracy(summary))
     assert "HAMLET_ResNet18 has the highest mAP of the report's 2 rows, 0.5000; SPARSE_ResNet18" in said
     assert "20.0% below it" in said and "25.0%" not in said  # 0.4 is 20% below 0.5, which is 25% above it
+    assert "either mean reaches at most 0.0200 to each side" in said  # of the first two
     assert "Over the seeds HAMLET_ResNet18 from 0.4800 to 0.5300." in said  # SPARSE has one
     assert "Controls above the leader: GeM_ResNet18." in said
     assert "Text changes the mAP of HAMLET_ResNet18 by +0.0500." in said

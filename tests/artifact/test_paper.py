@@ -84,6 +84,8 @@ def test_arithmetic_words(paper):
     assert word("mAP[HAMLET_ResNet18] < mAP[SpCa_ResNet18]") == "does not hold"
     assert word("mAP[HAMLET_MobileNetV3] > mAP[MACE_ResNet18]") == "holds within rounding"  # printed alike
     assert word("mAP[HAMLET_ResNet18] > mAP[GeM_ResNet18]") == "no reported cells"
+    down = "mAP[SPARSE_ResNet18] > mAP[HAMLET_ResNet18]"
+    assert word([up, down]) == "does not hold" and word([[up, down]]) == "holds"  # all parts, one of a part
 
 
 def test_half_unit():

@@ -165,6 +165,27 @@ def test_a_result_edited_or_moved_by_hand_is_broken(record):
     assert "curves.csv is listed in result.json and missing" in results.check_result(RUN)[1]
 
 
+def test_runs_come_by_name_and_seed_and_the_lowest_seed_stands_for_a_run(root):
+    for run, seed in (("gem_resnet18", 1), ("gem_resnet18-aligned", 0), ("gem_resnet18", 0)):
+        stored.store_run(root, run, seed, 0.4)
+    rows = results.load_results("quick", "flat")
+    assert list(zip(rows["run"], rows["seed"], strict=True)) == [
+        ("gem_resnet18", 0), ("gem_resnet18", 1), ("gem_resnet18-aligned", 0)
+    ]  # fmt: skip
+    assert {name: run.seed for name, run in results.first_runs("quick", "flat").items()} == {
+        "gem_resnet18": 0, "gem_resnet18-aligned": 0
+    }  # fmt: skip
+
+
+def test_runs_that_an_extended_profile_shares_are_stored_runs_of_the_one_that_extends_it(record):
+    shared = Run("ablation", "scenes", "hamlet_efficientnetlite0", "shuffled", 0)
+    assert results.stored_runs("captions", "scenes") == []
+    shared.folder.mkdir(parents=True)
+    stored.seal(record | {"run": vars(shared), "files": {}}, shared.folder / "result.json")
+    assert results.stored_runs("captions", "scenes") == [shared] == results.stored_runs("ablation", "scenes")
+    assert results.load_results("captions", "scenes")["run"].tolist() == [shared.run_name]
+
+
 def test_without_a_run_the_command_that_makes_one_is_named(root):
     with pytest.raises(FileNotFoundError, match=r"run_all\.sh quick --dataset flat"):
         results.load_results("quick", "flat")

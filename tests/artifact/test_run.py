@@ -3,16 +3,23 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
+import stored
 import torch
+from filelock import FileLock
 
-from hamlet import paths
+import hamlet.data
+from hamlet import evaluation, paths, training
 from hamlet.artifact import cost, profiles, results, run
+from hamlet.artifact.code import code_hashes
 from hamlet.artifact.profiles import Run
 from hamlet.distillation import LSA_DIM
 from hamlet.errors import HamletError
+from hamlet.models import create_model, load_model
 
 SMOKE_NAMES = ("smoke", "scenes", "gem_resnet18", "default")
 SMOKE = Run(*SMOKE_NAMES, 0)
@@ -145,6 +152,13 @@ def test_a_runs_model_follows_its_seed_and_has_the_layers_of_its_text_terms():
     assert aligned.text_projection is not None and aligned.text_tower is None
     assert worded.text_tower is not None and worded.text_projection is None
     both = made(text_proxies=1.0, text_alignment=1.0, text_teacher="lsa")
+    # on a processor bfloat16 helps a ResNet and hinders the others
+    assert not plain.float32_backbone
+    assert run.build_model(Run("smoke", "scenes", "gem_mobilenetv3", "default", 0), settings).float32_backbone
+    cut = run.build_model(Run("smoke", "scenes", "hamlet_resnet18", "no_exchange", 0), settings)
+    assert cut.options["exchange"] is False  # as the variant says
+    lite = Run("pretrained", "scenes", "gem_efficientnetlite0", "default", 0)
+    assert run.build_model(lite, profiles.parameters(lite)).initial_weights["source"] == "packaged"
     assert both.text_tower.in_features == both.text_projection.out_features == LSA_DIM
 
 
@@ -191,3 +205,118 @@ def test_the_cost_is_of_the_stored_weights_or_of_new_ones_that_cost_the_same(mad
     (tmp_path / "kept").rename(file)
     assert found[0] == found[1]
     assert cost.weights_of(Run("smoke", "scenes", "hamlet_resnet18", "default", 0), {}, tmp_path) is None
+
+
+def test_a_stored_run_says_what_was_measured_before_and_after_and_how_it_was_trained(tmp_path, toy_data):
+    settings = profiles.parameters(SMOKE) | {"text_teacher": "lsa", "images_per_class": 1, "image_size": 64}
+    job = run.Job(Run(*SMOKE_NAMES[:3], "no_exchange", 0), settings, tmp_path / "out")
+    mixed = np.random.default_rng(0).permutation(toy_data.query.labels)  # so that a mAP tells two models apart
+    toy_data = replace(toy_data, splits=toy_data.splits | {"query": replace(toy_data.query, labels=mixed)})
+    torch.manual_seed(0)
+    before, model = (create_model("gem", backbone="test_resnet", text="proxies", text_dim=LSA_DIM) for _ in range(2))
+    model.initial_weights = {"source": "file", "tag": "x", "sha256": "y"}
+    untrained, after = (evaluation.evaluate(net, toy_data, 64, ("default",)) for net in (before, model))
+    curves = pd.DataFrame({"epoch": [1, 2], "loss": [3.0, 2.0], "metric_loss": [1.0, 0.5]})
+    trained = training.Trained(curves, 123, 4.5, torch.device("cpu"), True, 8, 4)
+    record = json.loads(run.store(job, toy_data, model, untrained, trained, after).read_text())
+    assert record["training"] == {
+        "epochs": 2, "images": 123, "seconds": 4.5, "final_loss": 2.0, "bf16": True, "batch_size": 8,
+        "images_per_class": 4,
+    }  # fmt: skip
+    assert record["untrained"] == untrained.metrics != after.metrics == record["metrics"]
+    assert record["parameters"] == settings and record["options"] == {"exchange": False}
+    assert record["words"] == evaluation.words(model, toy_data, after, "lsa")
+    origin = record["provenance"]
+    assert origin["initial_weights"] == model.initial_weights and origin["dataset_hash"] == toy_data.content_hash
+    assert set(origin["code"]) == set(code_hashes(job.run)) and 0 < origin["wall_seconds"] < 1e6
+    kept = load_model(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(kept.head[0].weight, model.head[0].weight)
+    assert kept.card["metrics"] == after.metrics["default"] and kept.card["teacher"] == "lsa"
+    per_query = pd.read_parquet(tmp_path / "out" / "per_query.parquet")
+    assert per_query["AP"].tolist() == after.per_query["AP"].tolist()
+
+
+def test_data_come_at_the_size_and_limit_of_the_settings_and_a_folder_with_its_own_options(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setenv("HAMLET_CACHE", str(tmp_path))
+    monkeypatch.setattr(hamlet.data, "load_dataset", lambda *names, **how: asked.append((names, how)))
+    settings = {"image_size": 224, "train_size": 112, "limit": 3}
+    run.load_data("scenes", settings)
+    source = {"root": "/photos", "options": {"split_by": "image", "missing_captions": "class"}}
+    paths.write_json(run.source_of("folder-mine-01234567"), source)
+    run.load_data("folder-mine-01234567", settings)
+    how = {"root": None, "size": 256, "limit": 3}
+    assert asked == [(("scenes",), how), (("folder",), how | {"root": "/photos"} | source["options"])]
+
+
+def test_the_notebook_is_told_the_run_and_a_checkpoint_of_other_code_is_set_aside(tmp_path, monkeypatch):
+    def execute(name, output, given):
+        told.append((name, given))
+        raise HamletError("enough")
+
+    told, work = [], tmp_path / ".mine.partial"
+    monkeypatch.setattr(run, "execute", execute)
+    monkeypatch.setattr(run.os, "environ", dict(os.environ))
+    for code in ("{}", json.dumps(code_hashes(SMOKE))):
+        work.mkdir(exist_ok=True)
+        (work / "code.json").write_text(code)
+        (work / "checkpoint.pt").write_bytes(code.encode())
+        with pytest.raises(HamletError, match="enough"):
+            run.make(SMOKE, "/data", {"epochs": 2}, str(tmp_path / "mine"))
+    assert (work / "checkpoint.pt").is_file()  # the second's, of the present code
+    assert (work / "checkpoint.pt.other-code-1").read_bytes() == b"{}"
+    given = vars(SMOKE) | {"data_root": "/data", "output": str(work), "overrides": {"epochs": 2}}
+    assert told == [("01_train_evaluate", given)] * 2
+
+
+def test_a_run_takes_the_first_card_that_is_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(run.os, "environ", {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"})
+    monkeypatch.setattr(run.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(profiles, "cards", lambda: 2)
+    with run.leased_card("cpu"):
+        assert "CUDA_VISIBLE_DEVICES" not in run.os.environ
+    (tmp_path / "hamlet-cards").mkdir()
+    with FileLock(tmp_path / "hamlet-cards" / "0.lock"), run.leased_card("auto"):
+        assert run.os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_the_cost_is_of_queries_spread_over_all_of_them_as_the_runs_were_told(tmp_path, monkeypatch, toy_data):
+    model = create_model("gem", backbone="test_resnet")
+    model.mean, model.std = (0.2, 0.4, 0.6), (0.5, 0.25, 0.125)
+    expected = torch.from_numpy(toy_data.query.images[[0, 5, 10, 15]]).permute(0, 3, 1, 2)
+    expected = evaluation.evaluation_transform(48, model.mean, model.std)(expected)
+    assert torch.equal(cost.query_images(toy_data, 4, 48, model), expected)
+
+    def compare(weights, images, device="cpu"):
+        seen.update(images=images, device=device, threads=torch.get_num_threads())
+        return {name: {} for name in weights}
+
+    seen, asked = {}, profiles.load_profile("quick")["efficiency"]
+    monkeypatch.setenv("HAMLET_OUTPUT", str(tmp_path))
+    stored.store_run(tmp_path, "gem_resnet18", 0, 0.4)  # told 64 px
+    monkeypatch.setattr(cost, "load_data", lambda _, settings: seen.update(size=settings["image_size"]) or toy_data)
+    monkeypatch.setattr(cost, "choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(cost, "provenance", lambda _: {})
+    monkeypatch.setattr(cost, "compare", compare)
+    torch.set_num_threads(2)
+    try:
+        told = results.read_verified(cost.measure("quick", "flat"))["parameters"]
+    finally:
+        torch.set_num_threads(1)
+    side = asked["image_size"]
+    assert seen.pop("images").shape == (asked["repeats"], 3, side, side)
+    assert seen == {"size": 64, "device": "cuda", "threads": 1} and told["device"] == "cuda"
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_a_commit_with_changes_in_what_makes_numbers_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.delenv("GIT_DIR", raising=False)
+    own = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    subprocess.run([*own, "init", "-q"], cwd=tmp_path, check=True)
+    subprocess.run([*own, "commit", "-q", "--allow-empty", "-m", "first"], cwd=tmp_path, check=True)
+    for folder, dirty in (("docs", False), ("hamlet", True)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "new.py").touch()
+        origin = run.provenance("cpu")
+        assert len(origin["commit"]) == 40 and origin["dirty"] is dirty

@@ -82,6 +82,9 @@ def test_accuracy_against_the_report(profile):
     low, high = stats.t.interval(0.95, 1, loc=0.505, scale=stats.sem([0.50, 0.51]))
     assert float(row["± over seeds"]) == pytest.approx((high - low) / 2, abs=5e-5)
     assert len(rows) == 28
+    both = profile[2].set_index(["model", "metric"]).loc[("HAMLET_ResNet18", "mAP")]
+    assert (both["lowest_seed"], both["highest_seed"]) == (0.50, 0.51)
+    assert row["± over queries"] == f"{both['query_half_width']:.4f}" != row["± over seeds"]
 
 
 def test_every_reported_value_is_that_of_its_row_and_column(profile):
@@ -119,6 +122,12 @@ def test_efficiency_against_the_report_and_the_headline_ratio(profile):
     rows = tables.efficiency_vs_reported(cost).set_index(["Model", "Quantity"])
     row = rows.loc[("HAMLET_ResNet18", "Inference time (ms)")]
     assert list(row) == ["18.00", "24.00", "23.00 to 26.00", "+6.00", "1.33"]
+    assert set(rows.drop(index="Inference time (ms)", level=1)["Quartiles over images"]) == {""}
+    details = tables.efficiency_details(cost).set_index("Model").loc["HAMLET_ResNet18"]
+    assert details.to_dict() == {
+        "Inference time (ms)": "24.00", "Quartiles (ms)": "23.00 to 26.00", "Memory (MB)": "90.00",
+        "Parameters (M)": "25.00", "Multiply-adds (G)": "2.000", "Descriptor (bytes)": "2048",
+    }  # fmt: skip
     ratios = tables.ratio_table(cost).set_index(["Ratio", "Quantity"])
     # 18.00 / 14.76 reported; 24 / 18 stored
     assert list(ratios.loc[("HAMLET / SPARSE, ResNet18", "Inference time (ms)")]) == ["1.22", "1.33"]
@@ -133,11 +142,12 @@ def test_protocols_hold_untrained_and_hierarchical(profile):
 def test_equal_bytes_only_where_runs_hold_it(root, profile):
     assert tables.equal_bytes_table(profile[0]) is None
     metrics = {"default": dict.fromkeys(stored.METRICS, 0.4), "equal_bytes": {"mAP": 0.31, "P@1": 0.5}}
-    stored.store_run(root, "gem_resnet18", 0, 0.4, metrics=metrics)
+    size = {"parameters": 1, "embedding_dim": 8192, "descriptor_bytes": 512}  # as SPARSE: no four bytes a dimension
+    stored.store_run(root, "gem_resnet18", 0, 0.4, metrics=metrics, model=size)
     stored.store_run(root, "mace_resnet18", 0, 0.4)
     table = tables.equal_bytes_table(report.load_results("quick", "flat"))
     assert table.to_dict("records") == [
-        {"Model": "GeM_ResNet18", "Descriptor (bytes)": "2048", "mAP, whole": "0.4000",
+        {"Model": "GeM_ResNet18", "Descriptor (bytes)": "512", "mAP, whole": "0.4000",
          "mAP, equal bytes": "0.3100", "P@1, equal bytes": "0.5000"}
     ]  # fmt: skip
 
@@ -155,6 +165,18 @@ def test_written_tables_repeat_byte_for_byte_and_read_back(tmp_path, profile):
     markdown, tex = first[1].read_text(), first[2].read_text()
     assert "test device" in markdown and "0123456789" in markdown and "seeds 0, 1" in markdown
     assert "HAMLET\\_ResNet18 & 0.5050" in tex and "\\toprule" in tex
+
+
+def test_the_caption_tells_cards_their_pytorch_and_changes_of_any_run(profile):
+    versions = {"versions": {"torch": "2.11.0+cu130"}}
+    card = stored.PROVENANCE | versions | {"device": "a card", "driver": "13.0", "dirty": True, "commit": None}
+    run, results = profile[0]["result"].iloc[0]["run"], profile[0].iloc[:2]
+    kept = [{"run": run, "provenance": origin} for origin in (card, stored.PROVENANCE)]
+    caption = tables.accuracy_caption(results.assign(result=kept))
+    assert "Device: a card, test device with PyTorch 2.11.0+cu130; threads: 1;" in caption
+    assert caption.endswith("commit: 0123456789, unknown with uncommitted changes.")
+    plain = tables.accuracy_caption(results.assign(result=kept[1:] * 2))
+    assert "PyTorch" not in plain and plain.endswith("commit: 0123456789.")
 
 
 def test_tradeoff_table_is_section_3_3(profile):
@@ -228,6 +250,8 @@ def test_kinds_of_text_are_compared_on_hamlet_alone():
     results["result"] = [{"metrics": {}, "words": spoken}] * 4
     table = tables.text_table(results)
     assert list(table["Words R@1"]) == ["0.2500"] * 2 and list(table["Words mAP"]) == ["0.1250"] * 2
+    other = results[:1].assign(model="hamlet_b", mAP=0.9)  # the backbone with most runs counts
+    assert tables.text_table(pd.concat([other, results], ignore_index=True)).equals(table)
     results["result"] = [{"metrics": {}}] * 4  # of runs that kept no hierarchical AP
     assert list(tables.text_table(results)["HAP"]) == ["", ""]
 

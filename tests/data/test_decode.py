@@ -64,6 +64,17 @@ def test_large_photo_is_close_to_its_exact_reduction(tmp_path):
     assert np.abs(decode(tmp_path / "big.jpg", 16).astype(int) - exact).max() <= 4
 
 
+def test_a_big_jpeg_is_scaled_to_four_times_the_size_and_the_rest_is_bicubic(tmp_path):
+    """The recipe that is part of a data set's identity, to the last bit."""
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "big.jpg", quality=95)
+    image = Image.open(tmp_path / "big.jpg")
+    image.draft(None, (64, 64))
+    expected = image.convert("RGB").resize((16, 16), Image.Resampling.BICUBIC)
+    assert image.size == (64, 64)
+    np.testing.assert_array_equal(decode(tmp_path / "big.jpg", 16), np.asarray(expected))
+
+
 @pytest.mark.parametrize(
     "name", ["a.jpg", "a.jfif", "a.ppm", "a.jp2", "a.heic", "a.avif", "a.webp", "a.tiff", "a.bmp", "a.gif"]
 )

@@ -67,6 +67,8 @@ def test_assemble_cuts_rows_and_images_alike():
     assert data.query.images[:, 0, 0, 0].tolist() == [3, 4] and data.query.labels.dtype == np.int64
     assert np.shares_memory(data.train.images, IMAGES) and len(data.query) == 2 and data.size == 2
     assert data.gallery is None and list(data.splits) == ["train", "query"]
+    turned = made(protocols={"default": Protocol("train", "query", "x")})  # whatever the splits are called
+    assert turned.query is turned.splits["train"] and turned.gallery is turned.splits["query"]
 
 
 @pytest.mark.parametrize(

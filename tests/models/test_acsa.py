@@ -89,6 +89,17 @@ def test_gate_rows_sum_to_one_and_follow_the_input(tokens):
     assert first.shape == (BATCH, LEVELS, LEVELS) and (first - second).abs().max() > 0.02
 
 
+def test_each_half_of_a_block_has_its_own_scale(tokens):
+    block = Block(LEVELS, WIDTH, 4, 32, scale=0.1).eval()
+    assert block.scale.shape == (2, LEVELS, WIDTH) and (block.scale == 0.1).all()
+    with torch.no_grad():
+        block.scale.copy_(torch.rand_like(block.scale))
+        first, second = block.scale[:, :, None, None]
+        x = tokens + first * block.attention(F.layer_norm(tokens, (WIDTH,)), Kept(GRID))[0]
+        expected = x + second * block.feed_forward(F.layer_norm(x, (WIDTH,)), Kept(GRID))
+        torch.testing.assert_close(block(tokens, Kept(GRID))[0], expected)
+
+
 @pytest.mark.parametrize("exchange", [True, False])
 def test_levels_hear_of_each_other_only_with_exchange(tokens, exchange):
     block = Block(LEVELS, WIDTH, 4, 32, scale=1.0, exchange=exchange)
@@ -104,6 +115,12 @@ def test_level_linear_is_one_linear_layer_per_level(tokens):
     layer.bias.data.normal_()
     expected = [F.linear(x, w.T, b) for x, w, b in zip(tokens, layer.weight, layer.bias, strict=True)]
     torch.testing.assert_close(layer(tokens), torch.stack(expected))
+
+
+def test_the_feed_forward_starts_without_blurring_the_tokens():
+    kernels = ConvFeedForward(LEVELS, WIDTH, 8).mix.weight.detach().flatten(1)
+    identity = torch.eye(9)[4].expand_as(kernels)
+    torch.testing.assert_close(kernels, identity, atol=0.05, rtol=0)
 
 
 def test_feed_forward_sees_zeros_where_cells_were_dropped(tokens, mask):
@@ -153,6 +170,22 @@ def test_one_cell_survives_however_low_all_score(tokens, training):
     mask = keeper(tokens)
     assert mask.sum(1).tolist() == [1, 1]
     assert mask.argmax(1).tolist() == keeper.logits(tokens).argmax(1).tolist()
+
+
+def test_keeper_scores_by_departure_and_content_and_sends_nothing_back(tokens):
+    keeper, x = TokenKeeper(LEVELS, WIDTH), tokens.clone().requires_grad_()
+    weight = {k: v.double() for k, v in keeper.state_dict().items()}
+    expected = torch.full((BATCH, CELLS), weight["evidence.bias"].item(), dtype=torch.float64)
+    for i, level in enumerate(tokens.double()):
+        departure = (level - level.mean(1, keepdim=True)).square().mean(-1)
+        typical = departure.mean(1, keepdim=True) + 1e-3
+        for j, value in ((i, (departure + 1e-6) / typical), (LEVELS + i, typical)):
+            expected += weight["evidence.weight"][0, j] * value.log()
+        hidden = F.gelu(level @ weight["hidden.weight"][i] + weight["hidden.bias"][i])
+        expected += (hidden @ weight["score.weight"][i] + weight["score.bias"][i])[..., 0]
+    torch.testing.assert_close(keeper.logits(x), (8 * expected).float(), atol=1e-4, rtol=1e-4)
+    keeper(x).sum().backward()
+    assert x.grad is None and keeper.evidence.weight.grad.any()
 
 
 def test_keeper_prefers_what_departs_and_draws_from_the_global_generator(tokens):

@@ -51,6 +51,7 @@ def test_descriptors_are_float32_unit_vectors_of_the_stated_dimension(name, eval
     with torch.no_grad():
         out = model(images)
     assert out.shape == (3, model.embedding_dim) and out.dtype == torch.float32
+    assert model.embedding_dim == (8192 if model.method == "sparse" else 512)
     torch.testing.assert_close(out.norm(dim=1), torch.ones(3))
     assert (out[0] - out[1]).abs().max() > 1e-4, "two different images give the same descriptor"
 
@@ -145,6 +146,18 @@ def test_sizes_from_64_to_512_square_or_not(name, size, evaluated):
     with torch.no_grad():
         out = evaluated(name)(torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(3)))
     torch.testing.assert_close(out.norm(dim=1), torch.ones(1))
+
+
+def test_the_backbone_alone_may_stay_in_float32_under_autocast(images):
+    model, seen = create_model("gem", backbone="mobilenetv3_small_050").eval(), []
+    assert model.descriptor_bytes == 4 * model.embedding_dim  # float32 values
+    model.backbone.register_forward_hook(lambda *given: seen.append(given[2][-1].dtype))
+    model.head.register_forward_hook(lambda *given: seen.append(given[2].dtype))
+    for alone in (False, True):
+        model.float32_backbone = alone
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert model(images).dtype == torch.float32
+    assert seen == [torch.bfloat16, torch.bfloat16, torch.float32, torch.bfloat16]
 
 
 def test_the_same_seed_builds_the_same_weights():

@@ -1,5 +1,7 @@
 """GeM pooling and the two controls."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -68,3 +70,15 @@ def test_the_mlp_is_matched_to_hamlets_reported_size(name, reported, evaluated):
 def test_the_mlps_head_has_the_size_that_was_asked_for(budget):
     model = create_model("mlp", head_parameters=budget)
     assert sum(p.numel() for p in model.head.parameters()) == pytest.approx(budget, rel=2e-3)
+
+
+def test_the_mlp_bends_between_its_three_layers(images):
+    model, seen = create_model("mlp", head_parameters=1_000_000).eval(), []
+    layers = [module for module in model.head.modules() if isinstance(module, torch.nn.Linear)]
+    for layer in layers:
+        layer.register_forward_hook(lambda _, given, out: seen.append((given[0], out)))
+    with torch.no_grad():
+        model(images)
+    assert len(seen) == 3
+    for (_, before), (after, _) in itertools.pairwise(seen):
+        torch.testing.assert_close(after, torch.nn.functional.gelu(before))

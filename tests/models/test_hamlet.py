@@ -116,6 +116,13 @@ def test_cutting_the_exchange_or_the_gate_changes_the_output(easy, hard):
             assert (other(images) - model(images)).abs().max() > 1e-5
 
 
+def test_the_scale_asked_for_reaches_every_block_and_what_the_tokens_add_to_c5():
+    plain, loud = small(layer_scale=0.25), small(layer_scale=1.0)
+    for model, scale in ((plain, 0.25), (loud, 1.0)):
+        assert len(model.blocks) == 2 and all((block.scale == scale).all() for block in model.blocks)
+    torch.testing.assert_close(loud.to_c5.weight, 4 * plain.to_c5.weight)
+
+
 @pytest.mark.parametrize("levels", [1, 2, 4])
 def test_only_the_named_levels_reach_the_descriptor(levels, hard):
     model = small(levels=levels)

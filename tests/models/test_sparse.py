@@ -60,6 +60,22 @@ def test_k_sets_the_number_of_codes_and_the_bytes_stored(images):
     assert model.descriptor_bytes == 512 * 4, "k = 256 costs what a dense 512-d float32 descriptor costs"
 
 
+def test_training_keeps_as_many_codes_as_the_images_seen_call_for_and_evaluation_k(images):
+    options = {"width": 64, "codes": 512, "k": 8, "start_k": 128, "anneal_images": 6}
+    model = create_model("sparse", backbone="mobilenetv3_small_050", **options)
+    centred = []
+    model.autoencoder.encoder.register_forward_pre_hook(lambda _, given: centred.append(given[0].detach()))
+    counts = []
+    for mode in (True, True, True, False):
+        with torch.no_grad():
+            counts.append(int((model.train(mode)(images) > 0).sum(dim=1).max()))
+    assert counts == [128, 32, 8, 8]  # after none, three and six of six images
+    assert model.autoencoder.seen == 9 and set(model.autoencoder.silent.tolist()) <= {0, 3, 6, 9}
+    e = centred[0] + model.autoencoder.shift
+    torch.testing.assert_close(e.mean(dim=0), torch.zeros(64), atol=1e-4, rtol=0)
+    torch.testing.assert_close(e.square().mean(), torch.tensor(1.0), atol=0.05, rtol=0)
+
+
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_sparse_codes_hold_the_whole_descriptor(name, evaluated, images):
     model = evaluated(name)
@@ -113,6 +129,13 @@ def test_reconstruction_is_the_error_at_k_and_an_eighth_at_4k_over_the_variance(
     layer.shift.data *= 10
     doubled = layer.losses(10 * e, 10 * u, 10 * z)["reconstruction"]
     torch.testing.assert_close(scaled, doubled, msg="the loss must not depend on the scale of e")
+
+
+def test_what_is_to_be_reconstructed_is_not_moved_towards_its_reconstruction():
+    layer, e = autoencoder(), torch.randn(6, 8, requires_grad=True)
+    u = layer.preactivation(e.detach())
+    layer.losses(e, u, layer.top(u, 4))["reconstruction"].backward()
+    assert e.grad is None and layer.decoder.weight.grad.any()
 
 
 def test_the_flops_term_is_least_when_all_codes_are_used_alike():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from hamlet.models import create_model
 from hamlet.models.spca import TokenContext, spatial_affinity
 
 
@@ -108,3 +109,12 @@ def test_the_descriptor_depends_on_where_things_are(fresh):
         torch.testing.assert_close(model.embed([c5])[0], model.embed([shuffled])[0], atol=1e-5, rtol=1e-4)
         nn.init.normal_(model.attention.out.weight, std=0.5)
         assert (model.embed([c5])[0] - model.embed([shuffled])[0]).abs().max() > 1e-3
+
+
+def test_attention_sees_normalised_positions():
+    model, seen = create_model("spca", backbone="mobilenetv3_small_050", width=64, hidden=32).eval(), []
+    model.widen.register_forward_hook(lambda *given: seen.append(given[2].flatten(2).transpose(1, 2)))
+    model.attention.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad():
+        model(torch.randn(2, 3, 64, 64))
+    torch.testing.assert_close(seen[1], nn.functional.layer_norm(seen[0], (64,)))

@@ -59,6 +59,18 @@ def test_approximate_kinds_find_most_of_the_true_neighbours(kind, floor):
     assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, truth, strict=True)]) > floor
 
 
+def test_more_effort_finds_more():
+    rows, asked = unit_rows(3000), unit_rows(200, seed=1)
+    truth = neighbours(asked, rows, 1)[:, 0]
+    right = [(made("hnsw", rows, effort=n).query(asked, 1)["id"] == truth).mean() for n in (1, 256)]
+    assert right[0] + 0.1 < right[1] > 0.95
+
+
+def test_a_pair_that_just_reaches_the_threshold_is_a_pair():
+    rows = np.eye(32, dtype=np.float32)[[0, 0, 1]]
+    assert made("flat", rows).duplicates(1.0) == [[0, 1]]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_remove_add_save_and_load(kind, tmp_path):
     rows = unit_rows(300)

@@ -45,6 +45,13 @@ def test_each_photo_finds_itself_and_the_index_is_kept(photos, colours, tmp_path
         assert again.query(colours.encode([file]), 1)["path"].tolist() == [str(file)]
 
 
+def test_photos_are_described_folders_mixed_and_in_the_same_order_each_time(photos, colours, tmp_path):
+    """An approximate kind learns from the first ones, which must not be of one folder."""
+    orders = [[*Index.from_folder(photos, tmp_path / name, colours, progress=False).items] for name in "xy"]
+    assert orders[0] == orders[1] != sorted(orders[0])
+    assert len({name.split("/")[0] for name in orders[0][:6]}) == 2
+
+
 def test_only_what_is_new_changed_or_gone_is_looked_at(photos, tmp_path):
     Index.from_folder(photos, tmp_path / "index", Colours(), progress=False)
     photo(photos / "b" / "new.png", 100)
