@@ -203,7 +203,7 @@ def store(job: Job, data, model, untrained, trained, evaluation) -> Path:
         "excluded": len(data.excluded),
         "files": {n: paths.sha256(job.folder / n) for n in listed},
     }
-    if model.text_tower is not None:
+    if model.text_tower is not None and job.settings["text_teacher"] != "lsa":  # which is fitted anew to each list
         record["words"] = words(model, data, evaluation, job.settings["text_teacher"])
     paths.write_json(job.folder / "result.json", record | {"digest": digest(record)})
     return job.folder / "result.json"

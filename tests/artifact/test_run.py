@@ -207,31 +207,33 @@ def test_the_cost_is_of_the_stored_weights_or_of_new_ones_that_cost_the_same(mad
     assert cost.weights_of(Run("smoke", "scenes", "hamlet_resnet18", "default", 0), {}, tmp_path) is None
 
 
-def test_a_stored_run_says_what_was_measured_before_and_after_and_how_it_was_trained(tmp_path, toy_data):
-    settings = profiles.parameters(SMOKE) | {"text_teacher": "lsa", "images_per_class": 1, "image_size": 64}
+@pytest.mark.parametrize("teacher", ["sentence", "lsa"])
+def test_a_stored_run_says_what_was_measured_before_and_after_and_how_it_was_trained(tmp_path, toy_data, teacher):
+    settings = profiles.parameters(SMOKE) | {"text_teacher": teacher, "images_per_class": 1, "image_size": 64}
     job = run.Job(Run(*SMOKE_NAMES[:3], "no_exchange", 0), settings, tmp_path / "out")
     mixed = np.random.default_rng(0).permutation(toy_data.query.labels)  # so that a mAP tells two models apart
     toy_data = replace(toy_data, splits=toy_data.splits | {"query": replace(toy_data.query, labels=mixed)})
     torch.manual_seed(0)
-    before, model = (create_model("gem", backbone="test_resnet", text="proxies", text_dim=LSA_DIM) for _ in range(2))
+    before, model = (create_model("gem", backbone="test_resnet", text="proxies") for _ in range(2))
     model.initial_weights = {"source": "file", "tag": "x", "sha256": "y"}
     untrained, after = (evaluation.evaluate(net, toy_data, 64, ("default",)) for net in (before, model))
     curves = pd.DataFrame({"epoch": [1, 2], "loss": [3.0, 2.0], "metric_loss": [1.0, 0.5]})
-    trained = training.Trained(curves, 123, 4.5, torch.device("cpu"), True, 8, 4)
+    trained = training.Trained(curves, 123, 4.5, torch.device("cpu"), True, 4)
     record = json.loads(run.store(job, toy_data, model, untrained, trained, after).read_text())
     assert record["training"] == {
-        "epochs": 2, "images": 123, "seconds": 4.5, "final_loss": 2.0, "bf16": True, "batch_size": 8,
+        "epochs": 2, "images": 123, "seconds": 4.5, "final_loss": 2.0, "bf16": True, "batch_size": 48,
         "images_per_class": 4,
     }  # fmt: skip
     assert record["untrained"] == untrained.metrics != after.metrics == record["metrics"]
     assert record["parameters"] == settings and record["options"] == {"exchange": False}
-    assert record["words"] == evaluation.words(model, toy_data, after, "lsa")
+    # words of a teacher that is fitted anew to each list of sentences would be measured in unrelated spaces
+    assert record.get("words") == (evaluation.words(model, toy_data, after) if teacher == "sentence" else None)
     origin = record["provenance"]
     assert origin["initial_weights"] == model.initial_weights and origin["dataset_hash"] == toy_data.content_hash
     assert set(origin["code"]) == set(code_hashes(job.run)) and 0 < origin["wall_seconds"] < 1e6
     kept = load_model(tmp_path / "out" / "model.safetensors")
     assert torch.equal(kept.head[0].weight, model.head[0].weight)
-    assert kept.card["metrics"] == after.metrics["default"] and kept.card["teacher"] == "lsa"
+    assert kept.card["metrics"] == after.metrics["default"] and kept.card["teacher"] == teacher
     per_query = pd.read_parquet(tmp_path / "out" / "per_query.parquet")
     assert per_query["AP"].tolist() == after.per_query["AP"].tolist()
 
