@@ -1,6 +1,6 @@
 """The command line of the library: from a folder of photos to an index, its answers, its page, and a model.
 
-Each command is a function whose docstring, with an example, is its help; expected mistakes end in one line (--traceback shows the rest).
+Each command is a function whose docstring is its help; expected mistakes end in one line (--traceback shows the rest).
 """
 
 import argparse
@@ -14,7 +14,7 @@ import webbrowser
 from pathlib import Path
 
 from hamlet.errors import HamletError, one_line, printable
-from hamlet.paths import models_dir, write_bytes
+from hamlet.paths import models_dir, replacing, write_bytes
 
 # 40 Grocery photos at half their size, or as JPEG of quality 50, keep 0.973 or more to the original with the default
 # model; of 300 different photos no two reach 0.957
@@ -65,14 +65,14 @@ def index(given: argparse.Namespace) -> None:
 
 def search(given: argparse.Namespace) -> None:
     """Find the photos most like one photo, or those that a sentence describes."""
-    from hamlet.search import Index, page, photos
+    from hamlet.search import Index, page
 
     made = Index.load(given.index)
     encoder = made.encoder()
     found = page.ask(made, encoder, given.query, given.k)[["rank", "score", "path"]]
     if not os.path.exists(given.query) and (read := encoder.reading(given.query)):
         print(f"read as ImageNet's {read}; `hamlet train` teaches the words of your own folders", file=sys.stderr)
-    found["path"] = [photos.as_text(path) for path in found["path"]]
+    found["path"] = [as_text(path) for path in found["path"]]
     found["score"] = found["score"].astype(float).round(6)
     if given.open:
         file = Path(tempfile.mkdtemp(prefix="hamlet-")) / "found.html"
@@ -132,10 +132,26 @@ def train(given: argparse.Namespace) -> None:
 
 def embed(given: argparse.Namespace) -> None:
     """Write descriptors to a Parquet file with the columns path and vector, for other tools."""
-    from hamlet.search.photos import write_parquet
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
 
-    left_out(write_parquet(given.photos, own(given.out, ".parquet"), given.model or "default", given.batch_size))
-    print(given.out)
+    import hamlet
+    from hamlet.search.index import describe, find_photos
+
+    out, root, model = own(given.out, ".parquet"), given.photos.resolve(), given.model or "default"
+    encoder, (names, unused) = hamlet.load(model), find_photos(root)
+    schema = pa.schema([("path", pa.string()), ("vector", pa.list_(pa.float32()))], {"model": model})
+    with replacing(out) as partial, ParquetWriter(partial, schema) as file:
+        for rows, found, broken in describe(root, list(names), encoder, given.batch_size):
+            file.write_table(pa.table([[as_text(name) for name in found], list(rows)], schema=schema))
+            unused += broken
+    left_out(unused)
+    print(out)
+
+
+def as_text(path: str) -> str:
+    """A path for files of text: bytes that are no UTF-8 are replaced."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def own(file: Path, suffix: str) -> Path:
