@@ -13,15 +13,8 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 warnings.filterwarnings("ignore", message="Image size .* exceeds limit of .* pixels")
 
 __version__ = "0.1.0"
-MODULES = {
-    "create_model": "models",
-    "list_methods": "models",
-    "list_models": "models",
-    "load_model": "models",
-    "save_model": "models",
-    "load": "encoder",
-    "Encoder": "encoder",
-}
+MODULES = dict.fromkeys(("create_model", "list_methods", "list_models", "load_model", "save_model"), "models")
+MODULES |= {"load": "encoder", "Encoder": "encoder"}
 __all__ = sorted(MODULES)
 
 

@@ -14,19 +14,19 @@ import webbrowser
 from pathlib import Path
 
 from hamlet.errors import HamletError, one_line, printable
-from hamlet.paths import models_dir, write_bytes
+from hamlet.paths import models_dir, replacing, write_bytes
 
 # 40 Grocery photos at half their size, or as JPEG of quality 50, keep 0.973 or more to the original with the default
 # model; of 300 different photos no two reach 0.957
 DUPLICATE = 0.97
-COMMANDS = {
-    "index": "photos index --model --batch-size",
-    "search": "index query -k --json --csv --open",
-    "page": "index out --queries -k",
-    "serve": "index --host --port",
-    "duplicates": "index --threshold",
-    "train": "photos --name --backbone-model --epochs --output",
-    "embed": "photos out --model --batch-size",
+COMMANDS = {  # arguments, and an example
+    "index": ("photos index --model --batch-size", "~/Pictures/plants plants-index"),
+    "search": ("index query -k --json --csv --open", 'plants-index "a red flower with five petals" --open'),
+    "page": ("index out --queries -k", 'plants-index plants.html --queries leaf.jpg "a yellow flower"'),
+    "serve": ("index --host --port", "plants-index --port 8000"),
+    "duplicates": ("index --threshold", "plants-index --threshold 0.98"),
+    "train": ("photos --name --backbone-model --epochs --output", "~/Pictures/plants --name plants"),
+    "embed": ("photos out --model --batch-size", "~/Pictures/plants plants.parquet"),
 }
 FLAG = {"action": "store_true"}
 ARGUMENTS = {
@@ -50,10 +50,7 @@ ARGUMENTS = {
 
 
 def index(given: argparse.Namespace) -> None:
-    """Describe and index the photos of a folder; run again: only what is new, changed or gone.
-
-    hamlet index ~/Pictures/plants plants-index
-    """
+    """Describe and index the photos of a folder; run again: only what is new, changed or gone."""
     from hamlet.search import Index
 
     made = Index.from_folder(given.photos, given.index, given.model, batch_size=given.batch_size)
@@ -67,18 +64,15 @@ def index(given: argparse.Namespace) -> None:
 
 
 def search(given: argparse.Namespace) -> None:
-    """Find the photos most like one photo, or those that a sentence describes.
-
-    hamlet search plants-index "a red flower with five petals" --open
-    """
-    from hamlet.search import Index, page, photos
+    """Find the photos most like one photo, or those that a sentence describes."""
+    from hamlet.search import Index, page
 
     made = Index.load(given.index)
     encoder = made.encoder()
     found = page.ask(made, encoder, given.query, given.k)[["rank", "score", "path"]]
     if not os.path.exists(given.query) and (read := encoder.reading(given.query)):
         print(f"read as ImageNet's {read}; `hamlet train` teaches the words of your own folders", file=sys.stderr)
-    found["path"] = [photos.as_text(path) for path in found["path"]]
+    found["path"] = [as_text(path) for path in found["path"]]
     found["score"] = found["score"].astype(float).round(6)
     if given.open:
         file = Path(tempfile.mkdtemp(prefix="hamlet-")) / "found.html"
@@ -94,10 +88,7 @@ def search(given: argparse.Namespace) -> None:
 
 
 def page(given: argparse.Namespace) -> None:
-    """Write answers as one HTML file that needs nothing else.
-
-    hamlet page plants-index plants.html --queries leaf.jpg "a yellow flower"
-    """
+    """Write answers as one HTML file that needs nothing else."""
     from hamlet.search import Index
     from hamlet.search.page import page as made
 
@@ -106,10 +97,7 @@ def page(given: argparse.Namespace) -> None:
 
 
 def serve(given: argparse.Namespace) -> None:
-    """The page live: drop a photo, or type words.
-
-    hamlet serve plants-index --port 8000
-    """
+    """The page live: drop a photo, or type words."""
     try:
         from hamlet.search.server import serve as run
     except ImportError as error:
@@ -118,10 +106,7 @@ def serve(given: argparse.Namespace) -> None:
 
 
 def duplicates(given: argparse.Namespace) -> None:
-    """Print groups of photos that are nearly the same: copies, other sizes, other formats.
-
-    hamlet duplicates plants-index --threshold 0.98
-    """
+    """Print groups of photos that are nearly the same: copies, other sizes, other formats."""
     from hamlet import arguments
     from hamlet.search import Index
 
@@ -134,10 +119,7 @@ def duplicates(given: argparse.Namespace) -> None:
 
 
 def train(given: argparse.Namespace) -> None:
-    """Fine-tune on photos in folders by class, from ImageNet weights that come with the package.
-
-    hamlet train ~/Pictures/plants --name plants
-    """
+    """Fine-tune on photos in folders by class, from ImageNet weights that come with the package."""
     from hamlet.finetune import fine_tune
 
     warnings.formatwarning = lambda message, *_: f"{message}\n"  # what was left out, without the line of code
@@ -149,14 +131,27 @@ def train(given: argparse.Namespace) -> None:
 
 
 def embed(given: argparse.Namespace) -> None:
-    """Write descriptors to a Parquet file with the columns path and vector, for other tools.
+    """Write descriptors to a Parquet file with the columns path and vector, for other tools."""
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
 
-    hamlet embed ~/Pictures/plants plants.parquet
-    """
-    from hamlet.search.photos import write_parquet
+    import hamlet
+    from hamlet.search.index import describe, find_photos
 
-    left_out(write_parquet(given.photos, own(given.out, ".parquet"), given.model or "default", given.batch_size))
-    print(given.out)
+    out, root, model = own(given.out, ".parquet"), given.photos.resolve(), given.model or "default"
+    encoder, (names, unused) = hamlet.load(model), find_photos(root)
+    schema = pa.schema([("path", pa.string()), ("vector", pa.list_(pa.float32()))], {"model": model})
+    with replacing(out) as partial, ParquetWriter(partial, schema) as file:
+        for rows, found, broken in describe(root, list(names), encoder, given.batch_size):
+            file.write_table(pa.table([[as_text(name) for name in found], list(rows)], schema=schema))
+            unused += broken
+    left_out(unused)
+    print(out)
+
+
+def as_text(path: str) -> str:
+    """A path for files of text: bytes that are no UTF-8 are replaced."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def own(file: Path, suffix: str) -> Path:
@@ -177,10 +172,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one of the commands below with ``arguments``, by default those of the process."""
     top = argparse.ArgumentParser(prog="hamlet", description=__doc__.splitlines()[0])
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for name, wanted in COMMANDS.items():
+    for name, (wanted, example) in COMMANDS.items():
         run = globals()[name]
-        how = {"description": run.__doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
-        command = commands.add_parser(name, help=run.__doc__.splitlines()[0], **how)
+        told = f"{run.__doc__}\n\n    hamlet {name} {example}"
+        form = argparse.RawDescriptionHelpFormatter
+        command = commands.add_parser(name, help=run.__doc__, description=told, formatter_class=form)
         for argument in [*wanted.split(), "--traceback"]:
             command.add_argument(argument, **ARGUMENTS.get(argument, {"type": Path}))
         command.set_defaults(run=run)

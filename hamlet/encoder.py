@@ -57,26 +57,24 @@ class Encoder:
         if not isinstance(images, Iterable):
             raise HamletError(f"cannot encode a {type(images).__name__}; expected paths, PIL images or arrays")
         images = list(images)
-        shown = [not isinstance(x, str) or os.path.exists(x) or Path(x).suffix.lower() in EXTENSIONS for x in images]
-        if not all(shown):
-            said, seen = np.flatnonzero(~np.array(shown)), np.flatnonzero(shown)
-            rows = np.empty((len(images), self.dim), np.float32)
+        rows, seen = np.empty((len(images), self.dim), np.float32), range(len(images))
+        names = {i: x for i, x in enumerate(images) if isinstance(x, str) and not os.path.exists(x)}
+        if said := [i for i, x in names.items() if Path(x).suffix.lower() not in EXTENSIONS]:
             rows[said] = self.encode_text([images[i] for i in said])
-            rows[seen] = self.encode([images[i] for i in seen], batch_size, progress)
-            return rows
-        decoded, rows = decode_many(images, self.image_size), []
-        with tqdm(total=len(images), desc="encode", unit="image", disable=None if progress else True) as bar:
-            while batch := list(islice(decoded, min(batch_size, len(images)))):
-                if broken := next((b for b in batch if isinstance(b, ImageError)), None):
+            seen = np.setdiff1d(seen, said)
+        decoded = zip(seen, decode_many((images[i] for i in seen), self.image_size), strict=True)
+        with tqdm(total=len(seen), desc="encode", unit="image", disable=None if progress else True) as bar:
+            while batch := dict(islice(decoded, batch_size)):
+                if broken := next((b for b in batch.values() if isinstance(b, ImageError)), None):
                     raise broken
-                pixels = torch.from_numpy(np.stack(batch)).to(self.device).permute(0, 3, 1, 2)
-                rows.append(self.model(self.transform(pixels)).float().cpu().numpy())
+                pixels = torch.from_numpy(np.stack([*batch.values()])).to(self.device).permute(0, 3, 1, 2)
+                rows[list(batch)] = self.model(self.transform(pixels)).float().cpu().numpy()
                 bar.update(len(batch))
-        return np.concatenate(rows) if rows else np.zeros((0, self.dim), np.float32)
+        return rows
 
     @property
     def knows_words(self) -> bool:
-        return isinstance(self.model, PooledFeatures) or self.model.text_tower is not None
+        return self.model.text_tower is not None
 
     def reading(self, sentence: str) -> str:
         """How the default model reads a sentence: the names of the ImageNet classes that stand for it; "" of others."""
@@ -88,8 +86,6 @@ class Encoder:
         HamletError: the model was trained without text, so it knows no words.
         """
         sentences = [sentences] if isinstance(sentences, str) else list(sentences)
-        if isinstance(self.model, PooledFeatures):
-            return self.model.describe_texts(sentences)
         return describe_texts(self.model, sentences, self.card.get("teacher", "sentence"))
 
 
@@ -104,17 +100,15 @@ def load(name: str | Path = "default", device: str | torch.device | None = None)
     if str(name) == "default":
         return Encoder(PooledFeatures(), "default", device)
     path = Path(name).expanduser()
-    named = models_dir() / f"{name}.safetensors"
     if path.is_dir():
         path = path / WEIGHTS
-    elif not path.exists() and named.is_file():
-        path = named
-    elif not path.exists() and str(name).count("/") == 1 and not path.suffix:
-        path = hub_file(str(name), WEIGHTS, "name a local file")
     elif not path.exists():
-        stored = sorted(p.stem for p in models_dir().glob("*.safetensors"))
-        raise HamletError(
-            f"no model {str(name)!r}; expected {', '.join(['default', *stored])}, a .safetensors file, a folder of "
-            "save_pretrained, or 'owner/name' on the hub"
-        )
+        trained = {p.stem: p for p in sorted(models_dir().glob("*.safetensors"))}
+        if str(name) in trained:
+            path = trained[str(name)]
+        elif str(name).count("/") == 1 and not path.suffix:
+            path = hub_file(str(name), WEIGHTS, "name a local file")
+        else:
+            known = f"{', '.join(['default', *trained])}, a .safetensors file, a folder of save_pretrained"
+            raise HamletError(f"no model {str(name)!r}; expected {known}, or 'owner/name' on the hub")
     return Encoder(load_model(path, device), str(name), device)

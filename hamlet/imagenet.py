@@ -1,7 +1,6 @@
 """The model that needs no training: packaged ImageNet features for pictures; for words, the classes they speak of."""
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 import timm
@@ -30,7 +29,7 @@ class PooledFeatures(nn.Module):
 
     method, embedding_dim = "packaged ImageNet features", 1280
     mean = std = (0.5, 0.5, 0.5)
-    text_tower = None
+    text_mean = torch.zeros(384)  # nothing is taken off a sentence's vector
 
     def __init__(self):
         super().__init__()
@@ -42,23 +41,21 @@ class PooledFeatures(nn.Module):
         """Images (B, 3, H, W), normalised by 0.5 and 0.5 -> (B, 1280)."""
         return F.normalize(self.body.forward_features(images).mean((2, 3)).float(), dim=1)
 
-    def classes(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Of the ImageNet classes whose names and definitions say most nearly what the sentences say: shares, which sum
-        to one, and numbers, (N, NEAREST) each."""
-        best, ids = torch.from_numpy(encode_text(list(sentences)) @ class_names()[1].T).topk(NEAREST)
+    def classes(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the ImageNet classes whose names and definitions say most nearly what sentences say, by their vectors
+        (N, 384): shares, which sum to one, and numbers, (N, NEAREST) each."""
+        best, ids = (vectors @ torch.from_numpy(class_names()[1].T)).topk(NEAREST)
         return (best / TEMPERATURE).softmax(1), ids
 
     def reading(self, sentence: str) -> str:
         """The names of the classes that a sentence is read as."""
-        (shares,), (ids,) = self.classes([sentence])
+        (shares,), (ids,) = self.classes(torch.from_numpy(encode_text([sentence])))
         names = [class_names()[0][i].partition(",")[0] for i, share in zip(ids, shares, strict=True) if share > 0.1]
         return ", ".join(names)
 
-    @torch.inference_mode()
-    def describe_texts(self, sentences: Sequence[str]) -> np.ndarray:
-        """Sentences as sums of the classifier's directions, (N, 1280): Norouzi et al., "Zero-shot learning by convex
-        combination of semantic embeddings", ICLR 2014, from words to images."""
-        shares, ids = self.classes(sentences)
+    def text_tower(self, vectors: Tensor) -> Tensor:
+        """Vectors of sentences, (N, 384), as sums of the classifier's directions, (N, 1280): Norouzi et al., "Zero-shot
+        learning by convex combination of semantic embeddings", ICLR 2014, from words to images."""
+        shares, ids = self.classes(vectors)
         weight = self.body.classifier.weight.cpu()
-        found = torch.einsum("nk,nkd->nd", shares, (weight - weight.mean(0))[ids])
-        return F.normalize(found, dim=1).numpy()
+        return torch.einsum("nk,nkd->nd", shares, (weight - weight.mean(0))[ids])

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import faiss
@@ -25,12 +26,13 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from scipy.cluster.hierarchy import DisjointSet
+from tqdm import tqdm
 
 import hamlet
 from hamlet.arguments import whole_number
+from hamlet.data.decode import ImageError, decode_many, scan
 from hamlet.errors import HamletError, printable
 from hamlet.paths import replacing
-from hamlet.search import photos
 
 FILE = "index.safetensors"
 KINDS = {  # most bytes of descriptors, and why
@@ -38,6 +40,7 @@ KINDS = {  # most bytes of descriptors, and why
     "hnsw": (2 << 30, "a graph finds neighbours without reading all of them"),  # it keeps them all in memory
     "ivfpq": (float("inf"), "memory keeps their codes alone, at some loss of exactness"),
 }
+PART = 512  # photos whose pixels, then descriptors, are in memory together
 CHECKPOINT = 30.0  # seconds of describing that a stop may cost,
 SAVING = 0.05  # or more, where saving would take a larger share of the time
 
@@ -47,6 +50,37 @@ def choose_kind(count: int, dimension: int) -> tuple[str, str]:
     size = 4 * count * dimension
     kind = next(kind for kind, (most, _) in KINDS.items() if size <= most)
     return kind, f"{count:,} descriptors of {dimension} values are {size / (1 << 20):,.1f} MB: {KINDS[kind][1]}"
+
+
+def find_photos(root: Path) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """{path: state} of every photo below ``root``, and (path, reason) of what was left out.
+
+    The state is the file's inode, size, modification and change time, of the target where it is a link, so a photo
+    that was replaced is described anew.
+    """
+    names, left_out = scan(root)
+    if not names:
+        raise HamletError(f"no photo below {printable(root)}; name a folder that holds JPEG, PNG, HEIC or the like")
+    info = ((name, (root / name).stat()) for name in names)
+    return {n: f"{i.st_ino}-{i.st_size}-{i.st_mtime_ns}-{i.st_ctime_ns}" for n, i in info}, left_out
+
+
+def describe(
+    root: Path, names: Sequence[str], encoder: "hamlet.Encoder", batch_size: int = 32, progress: bool = True
+) -> Iterator[tuple[np.ndarray, list[str], list[tuple[str, str]]]]:
+    """Up to PART photos at a time: rows float32 (N, D), their names, and (name, reason) of those that do not decode.
+
+    Threads decode the next part while the model describes this one.
+    """
+    images = decode_many((root / name for name in names), encoder.image_size, PART)
+    found = zip(names, images, strict=True)
+    with tqdm(total=len(names), desc="describing", unit="photo", disable=None if progress else True) as bar:
+        while part := dict(islice(found, PART)):
+            broken = [(name, image.reason) for name, image in part.items() if isinstance(image, ImageError)]
+            good = {name: image for name, image in part.items() if not isinstance(image, ImageError)}
+            rows = encoder.encode(list(good.values()), batch_size, progress=False) if good else np.zeros((0, 0))
+            bar.update(len(part))
+            yield rows, list(good), broken
 
 
 def version(file: Path) -> str:
@@ -283,7 +317,7 @@ class Index:
         if home and Path(home).is_dir() and root != Path(home):
             raise HamletError(f"this is the index of {home}; choose another folder for the index of {root}")
         self.about["root"] = str(root)  # also where the photos have moved
-        now, left_out = photos.states(root)
+        now, left_out = find_photos(root)
         own = Path(folder or root, FILE).resolve()  # the index may lie among the photos
         left_out = [found for found in left_out if root / found[0] not in (own, own.parent)]
         old = {path: state for path, (_, state) in self.items.items()}
@@ -292,7 +326,7 @@ class Index:
         hidden = tuple(f"{path}/" for path, why in left_out if why.startswith("unreadable folder"))
         self.remove(gone := {path for path in old.keys() - now.keys() if not path.startswith(hidden)})
         due = time.monotonic() + CHECKPOINT
-        for rows, names, broken in photos.describe(root, todo, encoder or self.encoder(), **options):
+        for rows, names, broken in describe(root, todo, encoder or self.encoder(), **options):
             self.remove([path for path in (*names, *(path for path, _ in broken)) if path in self.items])
             if names:
                 self.add(rows, names, [now[path] for path in names])

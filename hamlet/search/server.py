@@ -45,11 +45,11 @@ class Live:
             self.encoder = self.index.encoder()
         return self.index
 
-    def answer(self, heading: str, picture: str, describe: str, query) -> HTMLResponse:
-        """describe: "encode" for a picture, "encode_text" for words, which are never taken for the path of a file."""
-        index = self.current()
-        found = index.query(getattr(self.encoder, describe)([query]), 12)
-        return self.html(page.section(heading, picture, found, index, "/photo/{}".format, "/?photo={}".format))
+    def answer(self, heading: str, query: str | bytes | Path) -> HTMLResponse:
+        """What is found for a photo, or for words (str), which are never taken for the path of a file."""
+        index, photo = self.current(), None if isinstance(query, str) else query
+        rows = self.encoder.encode([photo]) if photo else self.encoder.encode_text([query])
+        return self.html(page.section(heading, photo, index.query(rows, 12), index, live=True))
 
     def html(self, body: str = "", error: str = "", status: int = 200) -> HTMLResponse:
         words = WORDS if self.encoder.knows_words else ""
@@ -57,20 +57,16 @@ class Live:
         text = f"{FORMS}{words}{told}{body}<script>{DROP}</script>"
         return HTMLResponse(page.render(f"Search {len(self.current()):,} photos", text, ALLOWED), status)
 
-    async def home(self, request: Request) -> HTMLResponse:
-        try:
-            if request.method == "POST":
-                return await self.upload(request)
-            if words := request.query_params.get("words"):
-                told = await run_in_threadpool(page.as_read, self.encoder, words)
-                return await run_in_threadpool(self.answer, told, "", "encode_text", words)
-            if chosen := request.query_params.get("photo"):
-                item = int(chosen) if chosen.isdecimal() else -1
-                path = self.current().photo(item)
-                return await run_in_threadpool(self.answer, path.name, f"/photo/{item}", "encode", path)
-            return self.html()
-        except HamletError as error:
-            return self.html(error=str(error), status=400)
+    def refused(self, request: Request, error: HamletError) -> HTMLResponse:
+        return self.html(error=str(error), status=400)
+
+    def home(self, request: Request) -> HTMLResponse:
+        if words := request.query_params.get("words"):
+            return self.answer(page.as_read(self.encoder, words), words)
+        if chosen := request.query_params.get("photo"):
+            path = self.current().photo(int(chosen) if chosen.isdecimal() else -1)
+            return self.answer(path.name, path)
+        return self.html()
 
     async def upload(self, request: Request) -> HTMLResponse:
         length = request.headers.get("content-length", "")
@@ -80,24 +76,22 @@ class Live:
             photo = form.get("photo")
             content = await photo.read() if hasattr(photo, "read") else b""
         if not content:
-            return self.html(error="no photo came; choose one", status=400)
-        name = photo.filename or "photo"
-        picture = await run_in_threadpool(page.data_uri, content)
-        return await run_in_threadpool(self.answer, name, picture, "encode", content)
+            raise HamletError("no photo came; choose one")
+        return await run_in_threadpool(self.answer, photo.filename or "photo", content)
 
     def photo(self, request: Request) -> Response:
-        try:
-            path = self.current().photo(request.path_params["item"])
-        except HamletError:
+        index, item = self.current(), request.path_params["item"]
+        if item not in index.paths:
             return Response("no such photo", 404)
-        return Response(page.thumbnail(path), media_type="image/jpeg")
+        return Response(page.thumbnail(index.photo(item)), media_type="image/jpeg")
 
 
 def application(folder: str | Path, hosts: list[str] | None = None) -> Starlette:
     """The web application of an index. hosts: names a browser may call it by (against rebinding), default loopback."""
     live = Live(Path(folder))
-    routes = [Route("/", live.home, methods=["GET", "POST"]), Route("/photo/{item:int}", live.photo)]
-    return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts or HERE)])
+    upload, photo = Route("/", live.upload, methods=["POST"]), Route("/photo/{item:int}", live.photo)
+    known = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts or HERE)]
+    return Starlette(False, [Route("/", live.home), upload, photo], known, {HamletError: live.refused})
 
 
 def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000) -> None:

@@ -103,7 +103,7 @@ def test_odd_words_at_hamlets_command_line(tmp_path, model, capsys, monkeypatch)
         shutil.copytree(tmp_path / "kept", index)
         name = rng.choice(["index", "search", "page", "duplicates", "embed"])
         words, changed = [name], []
-        for argument in cli.COMMANDS[name].split():
+        for argument in cli.COMMANDS[name][0].split():
             bad = rng.random() < 0.3
             if argument in right:
                 words.append(rng.choice(odd) if bad else right[argument])

@@ -14,7 +14,6 @@ from PIL import Image
 from hamlet.errors import HamletError
 from hamlet.search import Index
 from hamlet.search import index as index_module
-from hamlet.search import photos as photos_module
 
 from .conftest import Colours, photo
 
@@ -117,7 +116,7 @@ def test_a_photo_behind_a_link_that_was_replaced_is_described_anew(photos, tmp_p
 
 
 def test_a_stopped_build_goes_on(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(photos_module, "PART", 4)
+    monkeypatch.setattr(index_module, "PART", 4)
     monkeypatch.setattr(index_module, "CHECKPOINT", 0.0)
     monkeypatch.setattr(index_module, "SAVING", 1e9)
     with pytest.raises(KeyboardInterrupt):
