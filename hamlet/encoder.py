@@ -74,7 +74,7 @@ class Encoder:
 
     @property
     def knows_words(self) -> bool:
-        return self.model.text_tower is not None
+        return self.model.text_tower is not None and self.card.get("teacher") != "lsa"
 
     def reading(self, sentence: str) -> str:
         """How the default model reads a sentence: the names of the ImageNet classes that stand for it; "" of others."""
@@ -83,8 +83,11 @@ class Encoder:
     def encode_text(self, sentences: str | Sequence[str]) -> np.ndarray:
         """Sentences in the descriptor's space, float32 (N, D), L2-normalised: through the text tower of a model trained
         with text proxies; the default model knows the things that ImageNet has classes of (see ``reading``).
-        HamletError: the model was trained without text, so it knows no words.
+        HamletError: the model was trained without text, or by the teacher LSA, which is fitted to its captions alone,
+        so it knows no words.
         """
+        if self.card.get("teacher") == "lsa":
+            raise HamletError(f"{self.name}: the teacher lsa knows no sentence but its own; train with 'sentence'")
         sentences = [sentences] if isinstance(sentences, str) else list(sentences)
         return describe_texts(self.model, sentences, self.card.get("teacher", "sentence"))
 

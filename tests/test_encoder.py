@@ -126,6 +126,15 @@ def test_a_model_without_text_says_that_it_knows_no_words(tmp_path):
         plain.encode_text("a red apple")
 
 
+def test_a_model_of_the_teacher_lsa_says_that_it_knows_no_words(tmp_path):
+    model = hamlet.create_model("gem_resnet18", text="proxies", text_dim=64)
+    hamlet.save_model(model, tmp_path / "m.safetensors", {"image_size": 64, "teacher": "lsa"})
+    fitted = hamlet.load(tmp_path / "m.safetensors")
+    assert not fitted.knows_words
+    with pytest.raises(HamletError, match="the teacher lsa knows no sentence but its own; train with 'sentence'"):
+        fitted.encode("a red apple")
+
+
 def test_the_default_model_finds_what_imagenet_knows_by_words(default):
     """A word leads to the classifier's own direction: pictures that it takes for a banana come nearest to "banana"."""
     assert default.knows_words and default.reading("a yellow banana").startswith("banana")
