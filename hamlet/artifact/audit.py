@@ -102,13 +102,12 @@ def figure(data: pd.DataFrame, expected: float) -> Figure:
     axis = axes[0, 0]
     for place, base in enumerate(bases):
         cells = data[data["base"] == base]
-        for hit, fill in ((False, "white"), (True, "black")):
-            part = cells[cells["hit"] == hit]
+        for hit, part in cells.groupby("hit"):
             y = place + np.where(part["table"] == "accuracy", -0.13, 0.13)
-            axis.scatter(part["offset"], y, s=24, facecolors=fill, edgecolors="black", linewidths=0.8)
+            axis.scatter(part["offset"], y, 24, "black" if hit else "white", edgecolors="black", linewidths=0.8)
         axis.text(0.56, place, f"{int(cells['hit'].sum())} of {len(cells)}", va="center")
-    axis.set(yticks=range(len(bases)), yticklabels=[f"divided by\n{base}" for base in bases], xlim=(-0.55, 0.55))
-    axis.set_ylim(len(bases) - 0.5, -0.5)
+    axis.set_yticks(range(len(bases)), [f"divided by\n{base}" for base in bases])
+    axis.set(xlim=(-0.55, 0.55), ylim=(len(bases) - 0.5, -0.5))
     axis.set_xlabel(
         "distance of a ratio to the nearest two-decimal number, in steps of 0.01; each dot is one cell\n"
         "filled: within rounding of the printed digits; open: not. Upper dots of a line: Table 1, lower: Table 2"

@@ -188,8 +188,8 @@ def side_by_side(profile: str, datasets: list[str]) -> pd.DataFrame:
             columns[dataset] = table["Verdict"] + (": " + figure).where(table["Measured"] != "", "")
             stated = table[["Statement", "Reported"]]
     found = stated.assign(**columns)
-    decided = [found[dataset].str.startswith(("reproduced", "contradicted")) for dataset in datasets]
-    return found[np.any(decided, axis=0)].reset_index()
+    decided = found[datasets].map(lambda cell: cell.startswith(("reproduced", "contradicted")))
+    return found[decided.any(axis=1)].reset_index()
 
 
 def _compare(a: np.ndarray, b: np.ndarray, draws: list[np.ndarray], permutations: int) -> dict:
@@ -238,12 +238,13 @@ def comparisons(profile: str, dataset: str, ablation: bool = False, resamples: i
     draws = [st.bootstrap_means(values, c, resamples) if runs else None for c in (None, measured.labels)]
     rows = []
     for pair in (ablation_pairs if ablation else pairs)(runs):
-        row = {"first": label(pair[0]), "second": label(pair[1])}
-        if lacking := [run for run in pair if run not in measured.values]:
-            rows.append(row | {"p": np.nan, "reason": f"missing: {', '.join(lacking)}"})
-            continue
-        one, two = (runs.index(run) for run in pair)
-        rows.append(row | _compare(values[one], values[two], [d[:, one] - d[:, two] for d in draws], resamples))
+        row = {"first": label(pair[0]), "second": label(pair[1]), "p": np.nan}
+        if lacking := [run for run in pair if run not in runs]:
+            row["reason"] = f"missing: {', '.join(lacking)}"
+        else:
+            one, two = map(runs.index, pair)
+            row |= _compare(values[one], values[two], [d[:, one] - d[:, two] for d in draws], resamples)
+        rows.append(row)
     order = "first second mAP_first mAP_second difference low high low_classes high_classes p d_z rank_biserial"
     table = rounded(pd.DataFrame(rows).reindex(columns=[*order.split(), "improvement", "seeds", "queries", "reason"]))
     table.insert(table.columns.get_loc("p") + 1, "p_holm", st.holm(table["p"]))
@@ -326,10 +327,8 @@ def printed_claims(table: pd.DataFrame) -> pd.DataFrame:
     # accuracies have four decimals, per cent one
     decimals = np.where(table["unit"].eq("") & table["kind"].eq("quantitative"), 4, 1)
     # in words, which LaTeX prints in every font
-    decided, other = (
-        table[key].str.replace(" > ", " above ").str.replace(" < ", " below ")
-        for key in ("decided_by", "decided_by_classes")
-    )
+    table = table.replace({" > ": " above ", " < ": " below "}, regex=True)
+    decided, other = table["decided_by"], table["decided_by_classes"]
     columns = {"Claim": table["id"], "Verdict": table["verdict"], "Verdict, other classes": table["verdict_classes"]}
     columns |= {"Statement": table["english"], "Reported": table["reported"] + table["unit"]}
     columns |= {"Measured": fixed(table["value"], decimals)} | _intervals(table, over, decimals)

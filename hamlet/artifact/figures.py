@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator
 
 from hamlet.artifact import findings
 from hamlet.artifact.paper import REPORTED_BACKBONES, backbone_of, expected_rows
@@ -180,8 +180,7 @@ def tradeoff_data(accuracy: pd.DataFrame, efficiency: pd.DataFrame) -> pd.DataFr
         frame = frame.dropna(subset=names[:3]).assign(source=source)
         time, quality = frame["latency_ms"].to_numpy(), frame["mAP"].to_numpy()
         as_good = (time <= time[:, None]) & (quality >= quality[:, None])
-        better = (time < time[:, None]) | (quality > quality[:, None])
-        frames.append(frame.assign(pareto=~(as_good & better).any(axis=1)))
+        frames.append(frame.assign(pareto=~(as_good & ~as_good.T).any(axis=1)))
     return rounded(pd.concat(frames, ignore_index=True))
 
 
@@ -243,15 +242,13 @@ def _name_points(axis: plt.Axes, rows: pd.DataFrame) -> None:
 
 def backbone_data(accuracy: pd.DataFrame, efficiency: pd.DataFrame) -> pd.DataFrame:
     """A method with both backbones, source and quantity a row: its values on ResNet18 and MobileNetV3."""
-    joined = accuracy[accuracy["metric"] == "mAP"].merge(efficiency)
+    joined = accuracy[accuracy["metric"] == "mAP"].merge(efficiency).rename(columns={"reported": "reported_mean"})
     joined["method"] = joined["model"].str.replace("_ResNet18|_MobileNetV3", "", regex=True)
-    names = {"mAP": ("mean", "reported")}
-    names |= {quantity: (key, f"reported_{key}") for quantity, key in EFFICIENCY.items()}
-    rows = []
-    for (quantity, pair), index in itertools.product(names.items(), (0, 1)):
-        wide = joined.pivot(index="method", columns="backbone", values=pair[index]).reindex(columns=REPORTED_BACKBONES)
-        wide = wide.reindex(joined["method"].unique()).dropna().reset_index()
-        rows.append(wide.assign(source=("measured", "reported")[index], quantity=quantity))
+    rows, sources = [], {"measured": "", "reported": "reported_"}
+    for (quantity, key), source in itertools.product(({"mAP": "mean"} | EFFICIENCY).items(), sources):
+        wide = joined.pivot(index="method", columns="backbone", values=sources[source] + key)
+        wide = wide.reindex(joined["method"].unique(), columns=REPORTED_BACKBONES).dropna().reset_index()
+        rows.append(wide.assign(source=source, quantity=quantity))
     order = ["method", "source", "quantity", *REPORTED_BACKBONES]
     return rounded(pd.concat(rows, ignore_index=True)[order].rename_axis(columns=None))
 
@@ -266,9 +263,8 @@ def backbones(data: pd.DataFrame, title: str) -> Figure:
         axes[0, 0].text(0.5, 0.5, told, ha="center", va="center", transform=axes[0, 0].transAxes)
         return figure
     quantities, markers = data["quantity"].unique(), dict(zip(REPORTED_BACKBONES, "os", strict=True))
-    rows = data.sort_values("source", kind="stable")[["source", "method"]].drop_duplicates()
-    rows = enumerate(rows.itertuples(index=False, name=None))
-    places = {row: index + 0.6 * (row[0] == "reported") for index, row in rows}
+    rows = data.sort_values("source", kind="stable").groupby(["source", "method"], sort=False).groups
+    places = {row: index + 0.6 * (row[0] == "reported") for index, row in enumerate(rows)}
     changes = data[(data["source"] == "measured") & (data["quantity"] == "mAP")]
     told = ", ".join(f"{row.method} {row.MobileNetV3 / row.ResNet18 - 1:+.0%}" for row in changes.itertuples())
     told, size = f"Measured change in mAP: {told}.", (13, 0.55 * len(places) + 2)
@@ -364,10 +360,8 @@ def ablation(data: pd.DataFrame, title: str) -> Figure:
     names = [f"{others.get(row.first, '')}minus {row.second}" for row in rows.itertuples()]
     axis.set_yticks(range(len(rows)), names)
     axis.set(xlabel="difference in mAP (right of zero: HAMLET in full is better)", ylim=(-0.7, len(rows) - 0.3))
-    handles = [
-        Line2D([], [], color="#0072B2", lw=3.5, label="95% over queries (and seeds)"),
-        Line2D([], [], color="#0072B2", lw=1, label="95% over classes (and seeds)"),
-    ]
+    wide = {"queries": 3.5, "classes": 1}
+    handles = [Line2D([], [], color="#0072B2", lw=lw, label=f"95% over {of} (and seeds)") for of, lw in wide.items()]
     dot = {"marker": "o", "mfc": "#0072B2", "mec": "black"}
     handles.append(Line2D([], [], color="none", label="Holm p < 0.05 and the interval clear of 0 (else open)", **dot))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
@@ -414,10 +408,10 @@ def search_tradeoff(data: pd.DataFrame) -> Figure:
             text = {"textcoords": "offset points", "fontsize": 8, "path_effects": HALO, "ha": ha, "va": va}
             for *place, value in zip(x, y, rows["value"], strict=True):
                 axis.annotate("" if pd.isna(value) else f"{value:.0f}", place, offset, **text)
-        axis.set(xscale="log", title=f"{size:,} vectors", xlabel="queries per second")
-        axis.set(ylim=(0, 1.12), yticks=np.linspace(0, 1, 6))
-        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set(xscale="log", title=f"{size:,} vectors", xlabel="queries per second", ylim=(0, 1.12))
+        axis.set_yticks(np.linspace(0, 1, 6))
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.xaxis.set_minor_formatter("")
         axis.legend(loc="lower left", fontsize=8, frameon=False)
     axes[0, 0].set_ylabel("recall@10 against the exact search")
     figure.suptitle(f"{title}\nnumbers: cells visited (ivfpq), candidates kept (hnsw)")
