@@ -127,13 +127,12 @@ class Replicates:
 def verdict(claim: dict, interval: st.Interval, p_holm: float) -> str:
     """The rule of claims.yaml for one claim that was measured. interval: of the value, or of the margin of the part
     that decides."""
-    if not p_holm < ALPHA or not (interval.high < 0 or interval.low > 0):
+    if not p_holm < ALPHA or interval.low <= 0 <= interval.high:
         return "not reproduced"
     if interval.high < 0:
         return "contradicted"
-    if claim["kind"] != "quantitative":
-        return "reproduced"
-    return "reproduced" if meets(claim, interval.low, interval.high) else "direction only"
+    close = claim["kind"] != "quantitative" or meets(claim, interval.low, interval.high)
+    return "reproduced" if close else "direction only"
 
 
 def judged(source: Replicates) -> pd.DataFrame:
@@ -148,14 +147,13 @@ def judged(source: Replicates) -> pd.DataFrame:
             part, interval, p = source.measure(parts, quantitative)
             row |= {"value": interval.estimate, "decided_by": "" if quantitative else part}
             row |= {} if lacking else {"low": interval.low, "high": interval.high}
-            row["p"] = np.nan if row["reason"] else p
+            row |= {} if row["reason"] else {"p": p}
         rows.append(row)
     table = rounded(pd.DataFrame(rows))
     table["p_holm"] = st.holm(table["p"])
-    measured = zip(source.paper.claims, *(table[key] for key in ("value", "low", "high", "p_holm")), strict=True)
-    table["verdict"] = [verdict(claim, st.Interval(*interval), p) for claim, *interval, p in measured]
-    table["verdict"] = table["verdict"].where(table["reason"] == "", "not testable here")
-    return table
+    measured = zip(source.paper.claims, table[["value", "low", "high"]].to_numpy(), table["p_holm"], strict=True)
+    verdicts = pd.Series([verdict(claim, st.Interval(*interval), p) for claim, interval, p in measured])
+    return table.assign(verdict=verdicts.where(table["reason"] == "", "not testable here"))
 
 
 def claims_table(profile: str, dataset: str, resamples: int = 10_000) -> pd.DataFrame:
@@ -309,15 +307,15 @@ def improvement(profile: str) -> pd.DataFrame:
     for pair in pairs(list(dict.fromkeys(run for values in loaded.values() for run in values))):
         sides = {d: [v[run][:, :, 0].mean(axis=1) for run in pair] for d, v in loaded.items() if {*pair} <= {*v}}
         several = {d: ab for d, ab in sides.items() if min(map(len, ab)) > 1}
-        row = {"First": label(pair[0]), "Second": label(pair[1])}
-        row |= {"P(improvement)": "", "95%, seeds": "", "Data sets (seeds)": ""}
+        row = [label(pair[0]), label(pair[1]), "", "", "", "needs two seeds of both on a data set"]
         if several:
             found = st.probability_of_improvement(*zip(*several.values(), strict=True))
-            row |= {"P(improvement)": f"{found.estimate:.2f}", "95%, seeds": f"[{found.low:.2f}, {found.high:.2f}]"}
             counts = [f"{d} ({len(a)}/{len(b)})" for d, (a, b) in several.items()]
-            row["Data sets (seeds)"] = ", ".join(counts + refused)
-        rows.append(row | {"Why empty": "" if several else "needs two seeds of both on a data set"})
-    return pd.DataFrame(rows)
+            ends = f"[{found.low:.2f}, {found.high:.2f}]"
+            row[2:] = [f"{found.estimate:.2f}", ends, ", ".join(counts + refused), ""]
+        rows.append(row)
+    columns = ["First", "Second", "P(improvement)", "95%, seeds", "Data sets (seeds)", "Why empty"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def printed_claims(table: pd.DataFrame) -> pd.DataFrame:

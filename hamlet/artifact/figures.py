@@ -186,7 +186,7 @@ def tradeoff_data(accuracy: pd.DataFrame, efficiency: pd.DataFrame) -> pd.DataFr
 
 def tradeoff(data: pd.DataFrame, title: str) -> Figure:
     """mAP against latency from `tradeoff_data`, measured and reported side by side on axes of their own."""
-    sources = [source for source in ("measured", "reported") if (data["source"] == source).any()]
+    sources = data["source"].unique()
     front = data[(data["source"] == "measured") & data["pareto"]].sort_values("latency_ms")["model"]
     told = "Scatter of mAP against inference time; measured Pareto front from fast to accurate: "
     figure, axes = new_figure(1, len(sources), (13, 6.4), title, f"{told}{', '.join(front)}.")
