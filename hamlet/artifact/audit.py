@@ -55,11 +55,10 @@ def percentages() -> pd.DataFrame:
     """Every percentage of the text, recomputed from the printed tables, with the values that rounding allows."""
     paper, rows = Paper(), []
     for claim in (c for c in paper.claims if c.get("unit") == "%"):
-        word, value, low, high = paper.arithmetic(claim)
-        row = {"id": claim["id"], "statement": claim["english"], "reported": claim["reported"] + "%"}
-        row |= {"recomputed": value, "lowest": low, "highest": high, "arithmetic": word}
-        rows.append(row | {"note": claim.get("note", "")})
-    return pd.DataFrame(rows)
+        word, *values = paper.arithmetic(claim)
+        rows.append([claim["id"], claim["english"], claim["reported"] + "%", *values, word, claim.get("note", "")])
+    columns = "id statement reported recomputed lowest highest arithmetic note"
+    return pd.DataFrame(rows, columns=columns.split())
 
 
 def chance(simulations: int = 200_000, seed: int = 0) -> pd.DataFrame:
