@@ -55,11 +55,10 @@ def percentages() -> pd.DataFrame:
     """Every percentage of the text, recomputed from the printed tables, with the values that rounding allows."""
     paper, rows = Paper(), []
     for claim in (c for c in paper.claims if c.get("unit") == "%"):
-        word, value, low, high = paper.arithmetic(claim)
-        row = {"id": claim["id"], "statement": claim["english"], "reported": claim["reported"] + "%"}
-        row |= {"recomputed": value, "lowest": low, "highest": high, "arithmetic": word}
-        rows.append(row | {"note": claim.get("note", "")})
-    return pd.DataFrame(rows)
+        word, *values = paper.arithmetic(claim)
+        rows.append([claim["id"], claim["english"], claim["reported"] + "%", *values, word, claim.get("note", "")])
+    columns = "id statement reported recomputed lowest highest arithmetic note"
+    return pd.DataFrame(rows, columns=columns.split())
 
 
 def chance(simulations: int = 200_000, seed: int = 0) -> pd.DataFrame:
@@ -102,13 +101,12 @@ def figure(data: pd.DataFrame, expected: float) -> Figure:
     axis = axes[0, 0]
     for place, base in enumerate(bases):
         cells = data[data["base"] == base]
-        for hit, fill in ((False, "white"), (True, "black")):
-            part = cells[cells["hit"] == hit]
+        for hit, part in cells.groupby("hit"):
             y = place + np.where(part["table"] == "accuracy", -0.13, 0.13)
-            axis.scatter(part["offset"], y, s=24, facecolors=fill, edgecolors="black", linewidths=0.8)
+            axis.scatter(part["offset"], y, 24, "black" if hit else "white", edgecolors="black", linewidths=0.8)
         axis.text(0.56, place, f"{int(cells['hit'].sum())} of {len(cells)}", va="center")
-    axis.set(yticks=range(len(bases)), yticklabels=[f"divided by\n{base}" for base in bases], xlim=(-0.55, 0.55))
-    axis.set_ylim(len(bases) - 0.5, -0.5)
+    axis.set_yticks(range(len(bases)), [f"divided by\n{base}" for base in bases])
+    axis.set(xlim=(-0.55, 0.55), ylim=(len(bases) - 0.5, -0.5))
     axis.set_xlabel(
         "distance of a ratio to the nearest two-decimal number, in steps of 0.01; each dot is one cell\n"
         "filled: within rounding of the printed digits; open: not. Upper dots of a line: Table 1, lower: Table 2"

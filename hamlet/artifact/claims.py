@@ -127,13 +127,12 @@ class Replicates:
 def verdict(claim: dict, interval: st.Interval, p_holm: float) -> str:
     """The rule of claims.yaml for one claim that was measured. interval: of the value, or of the margin of the part
     that decides."""
-    if not p_holm < ALPHA or not (interval.high < 0 or interval.low > 0):
+    if not p_holm < ALPHA or interval.low <= 0 <= interval.high:
         return "not reproduced"
     if interval.high < 0:
         return "contradicted"
-    if claim["kind"] != "quantitative":
-        return "reproduced"
-    return "reproduced" if meets(claim, interval.low, interval.high) else "direction only"
+    close = claim["kind"] != "quantitative" or meets(claim, interval.low, interval.high)
+    return "reproduced" if close else "direction only"
 
 
 def judged(source: Replicates) -> pd.DataFrame:
@@ -148,14 +147,13 @@ def judged(source: Replicates) -> pd.DataFrame:
             part, interval, p = source.measure(parts, quantitative)
             row |= {"value": interval.estimate, "decided_by": "" if quantitative else part}
             row |= {} if lacking else {"low": interval.low, "high": interval.high}
-            row["p"] = np.nan if row["reason"] else p
+            row |= {} if row["reason"] else {"p": p}
         rows.append(row)
     table = rounded(pd.DataFrame(rows))
     table["p_holm"] = st.holm(table["p"])
-    measured = zip(source.paper.claims, *(table[key] for key in ("value", "low", "high", "p_holm")), strict=True)
-    table["verdict"] = [verdict(claim, st.Interval(*interval), p) for claim, *interval, p in measured]
-    table["verdict"] = table["verdict"].where(table["reason"] == "", "not testable here")
-    return table
+    measured = zip(source.paper.claims, table[["value", "low", "high"]].to_numpy(), table["p_holm"], strict=True)
+    verdicts = pd.Series([verdict(claim, st.Interval(*interval), p) for claim, interval, p in measured])
+    return table.assign(verdict=verdicts.where(table["reason"] == "", "not testable here"))
 
 
 def claims_table(profile: str, dataset: str, resamples: int = 10_000) -> pd.DataFrame:
@@ -188,8 +186,8 @@ def side_by_side(profile: str, datasets: list[str]) -> pd.DataFrame:
             columns[dataset] = table["Verdict"] + (": " + figure).where(table["Measured"] != "", "")
             stated = table[["Statement", "Reported"]]
     found = stated.assign(**columns)
-    decided = [found[dataset].str.startswith(("reproduced", "contradicted")) for dataset in datasets]
-    return found[np.any(decided, axis=0)].reset_index()
+    decided = found[datasets].map(lambda cell: cell.startswith(("reproduced", "contradicted")))
+    return found[decided.any(axis=1)].reset_index()
 
 
 def _compare(a: np.ndarray, b: np.ndarray, draws: list[np.ndarray], permutations: int) -> dict:
@@ -238,12 +236,13 @@ def comparisons(profile: str, dataset: str, ablation: bool = False, resamples: i
     draws = [st.bootstrap_means(values, c, resamples) if runs else None for c in (None, measured.labels)]
     rows = []
     for pair in (ablation_pairs if ablation else pairs)(runs):
-        row = {"first": label(pair[0]), "second": label(pair[1])}
-        if lacking := [run for run in pair if run not in measured.values]:
-            rows.append(row | {"p": np.nan, "reason": f"missing: {', '.join(lacking)}"})
-            continue
-        one, two = (runs.index(run) for run in pair)
-        rows.append(row | _compare(values[one], values[two], [d[:, one] - d[:, two] for d in draws], resamples))
+        row = {"first": label(pair[0]), "second": label(pair[1]), "p": np.nan}
+        if lacking := [run for run in pair if run not in runs]:
+            row["reason"] = f"missing: {', '.join(lacking)}"
+        else:
+            one, two = map(runs.index, pair)
+            row |= _compare(values[one], values[two], [d[:, one] - d[:, two] for d in draws], resamples)
+        rows.append(row)
     order = "first second mAP_first mAP_second difference low high low_classes high_classes p d_z rank_biserial"
     table = rounded(pd.DataFrame(rows).reindex(columns=[*order.split(), "improvement", "seeds", "queries", "reason"]))
     table.insert(table.columns.get_loc("p") + 1, "p_holm", st.holm(table["p"]))
@@ -308,15 +307,15 @@ def improvement(profile: str) -> pd.DataFrame:
     for pair in pairs(list(dict.fromkeys(run for values in loaded.values() for run in values))):
         sides = {d: [v[run][:, :, 0].mean(axis=1) for run in pair] for d, v in loaded.items() if {*pair} <= {*v}}
         several = {d: ab for d, ab in sides.items() if min(map(len, ab)) > 1}
-        row = {"First": label(pair[0]), "Second": label(pair[1])}
-        row |= {"P(improvement)": "", "95%, seeds": "", "Data sets (seeds)": ""}
+        row = [label(pair[0]), label(pair[1]), "", "", "", "needs two seeds of both on a data set"]
         if several:
             found = st.probability_of_improvement(*zip(*several.values(), strict=True))
-            row |= {"P(improvement)": f"{found.estimate:.2f}", "95%, seeds": f"[{found.low:.2f}, {found.high:.2f}]"}
             counts = [f"{d} ({len(a)}/{len(b)})" for d, (a, b) in several.items()]
-            row["Data sets (seeds)"] = ", ".join(counts + refused)
-        rows.append(row | {"Why empty": "" if several else "needs two seeds of both on a data set"})
-    return pd.DataFrame(rows)
+            ends = f"[{found.low:.2f}, {found.high:.2f}]"
+            row[2:] = [f"{found.estimate:.2f}", ends, ", ".join(counts + refused), ""]
+        rows.append(row)
+    columns = ["First", "Second", "P(improvement)", "95%, seeds", "Data sets (seeds)", "Why empty"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def printed_claims(table: pd.DataFrame) -> pd.DataFrame:
@@ -326,10 +325,8 @@ def printed_claims(table: pd.DataFrame) -> pd.DataFrame:
     # accuracies have four decimals, per cent one
     decimals = np.where(table["unit"].eq("") & table["kind"].eq("quantitative"), 4, 1)
     # in words, which LaTeX prints in every font
-    decided, other = (
-        table[key].str.replace(" > ", " above ").str.replace(" < ", " below ")
-        for key in ("decided_by", "decided_by_classes")
-    )
+    table = table.replace({" > ": " above ", " < ": " below "}, regex=True)
+    decided, other = table["decided_by"], table["decided_by_classes"]
     columns = {"Claim": table["id"], "Verdict": table["verdict"], "Verdict, other classes": table["verdict_classes"]}
     columns |= {"Statement": table["english"], "Reported": table["reported"] + table["unit"]}
     columns |= {"Measured": fixed(table["value"], decimals)} | _intervals(table, over, decimals)

@@ -21,12 +21,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator
 
 from hamlet.artifact import findings
 from hamlet.artifact.paper import REPORTED_BACKBONES, backbone_of, expected_rows
 from hamlet.artifact.results import ACCURACY
-from hamlet.artifact.tables import COSTS, EFFICIENCY, rounded
+from hamlet.artifact.tables import COSTS, EFFICIENCY, fixed, rounded
 from hamlet.paths import write_bytes
 
 COLOURS = {"ResNet18": "#0072B2", "MobileNetV3": "#E69F00", "EfficientNetLite0": "#009E73", "other": "#999999"}
@@ -167,12 +167,12 @@ def tradeoff_data(accuracy: pd.DataFrame, efficiency: pd.DataFrame) -> pd.DataFr
     row of that source is at least as fast and as accurate and better in one."""
     identity = ["run", "model", "group", "backbone"]
     joined = accuracy[accuracy["metric"] == "mAP"].merge(efficiency)
-    half, time, quality = joined["query_half_width"], "reported_latency_ms", "reported"
+    half, told = joined["query_half_width"], ("reported_latency_ms", "reported")
     joined = joined.assign(mAP_low=joined["mean"] - half, mAP_high=joined["mean"] + half)
     names = ["latency_ms", "mAP", "parameters_m", "latency_low", "latency_high", "mAP_low", "mAP_high"]
     columns = {
         "measured": ["latency_ms", "mean", "parameters_m", "latency_ms_q25", "latency_ms_q75", "mAP_low", "mAP_high"],
-        "reported": [time, quality, "reported_parameters_m", time, time, quality, quality],
+        "reported": [*told, "reported_parameters_m", *(told[0], told[0], told[1], told[1])],
     }
     frames = []
     for source, taken in columns.items():
@@ -180,14 +180,13 @@ def tradeoff_data(accuracy: pd.DataFrame, efficiency: pd.DataFrame) -> pd.DataFr
         frame = frame.dropna(subset=names[:3]).assign(source=source)
         time, quality = frame["latency_ms"].to_numpy(), frame["mAP"].to_numpy()
         as_good = (time <= time[:, None]) & (quality >= quality[:, None])
-        better = (time < time[:, None]) | (quality > quality[:, None])
-        frames.append(frame.assign(pareto=~(as_good & better).any(axis=1)))
+        frames.append(frame.assign(pareto=~(as_good & ~as_good.T).any(axis=1)))
     return rounded(pd.concat(frames, ignore_index=True))
 
 
 def tradeoff(data: pd.DataFrame, title: str) -> Figure:
     """mAP against latency from `tradeoff_data`, measured and reported side by side on axes of their own."""
-    sources = [source for source in ("measured", "reported") if (data["source"] == source).any()]
+    sources = data["source"].unique()
     front = data[(data["source"] == "measured") & data["pareto"]].sort_values("latency_ms")["model"]
     told = "Scatter of mAP against inference time; measured Pareto front from fast to accurate: "
     figure, axes = new_figure(1, len(sources), (13, 6.4), title, f"{told}{', '.join(front)}.")
@@ -210,9 +209,8 @@ def tradeoff(data: pd.DataFrame, title: str) -> Figure:
     grey = {"color": "none", "mfc": "white", "mec": "0.3"}
     handles += [Line2D([], [], **grey, marker=MARKERS[name], ms=7, label=name) for name in shapes]
     handles.append(Line2D([], [], color="0.45", ls="--", label="Pareto front (its points are filled)"))
-    for size in (5, 25):
-        style = {"mfc": "0.8", "mec": "0.4", "ms": (AREA * size) ** 0.5}
-        handles.append(Line2D([], [], color="none", marker="o", label=f"{size} M parameters", **style))
+    dot = {"color": "none", "marker": "o", "mfc": "0.8", "mec": "0.4"}
+    handles += [Line2D([], [], **dot, ms=(AREA * size) ** 0.5, label=f"{size} M parameters") for size in (5, 25)]
     handles.append(Line2D([], [], color="0.3", lw=0.8, label="95% over queries; quartiles of the time"))
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
     figure.draw_without_rendering()
@@ -243,15 +241,13 @@ def _name_points(axis: plt.Axes, rows: pd.DataFrame) -> None:
 
 def backbone_data(accuracy: pd.DataFrame, efficiency: pd.DataFrame) -> pd.DataFrame:
     """A method with both backbones, source and quantity a row: its values on ResNet18 and MobileNetV3."""
-    joined = accuracy[accuracy["metric"] == "mAP"].merge(efficiency)
+    joined = accuracy[accuracy["metric"] == "mAP"].merge(efficiency).rename(columns={"reported": "reported_mean"})
     joined["method"] = joined["model"].str.replace("_ResNet18|_MobileNetV3", "", regex=True)
-    names = {"mAP": ("mean", "reported")}
-    names |= {quantity: (key, f"reported_{key}") for quantity, key in EFFICIENCY.items()}
-    rows = []
-    for (quantity, pair), index in itertools.product(names.items(), (0, 1)):
-        wide = joined.pivot(index="method", columns="backbone", values=pair[index]).reindex(columns=REPORTED_BACKBONES)
-        wide = wide.reindex(joined["method"].unique()).dropna().reset_index()
-        rows.append(wide.assign(source=("measured", "reported")[index], quantity=quantity))
+    rows, sources = [], {"measured": "", "reported": "reported_"}
+    for (quantity, key), source in itertools.product(({"mAP": "mean"} | EFFICIENCY).items(), sources):
+        wide = joined.pivot(index="method", columns="backbone", values=sources[source] + key)
+        wide = wide.reindex(joined["method"].unique(), columns=REPORTED_BACKBONES).dropna().reset_index()
+        rows.append(wide.assign(source=source, quantity=quantity))
     order = ["method", "source", "quantity", *REPORTED_BACKBONES]
     return rounded(pd.concat(rows, ignore_index=True)[order].rename_axis(columns=None))
 
@@ -266,13 +262,12 @@ def backbones(data: pd.DataFrame, title: str) -> Figure:
         axes[0, 0].text(0.5, 0.5, told, ha="center", va="center", transform=axes[0, 0].transAxes)
         return figure
     quantities, markers = data["quantity"].unique(), dict(zip(REPORTED_BACKBONES, "os", strict=True))
-    rows = data.sort_values("source", kind="stable")[["source", "method"]].drop_duplicates()
-    rows = enumerate(rows.itertuples(index=False, name=None))
-    places = {row: index + 0.6 * (row[0] == "reported") for index, row in rows}
+    rows = data.sort_values("source", kind="stable").groupby(["source", "method"], sort=False).groups
+    places = {row: index + 0.6 * (row[0] == "reported") for index, row in enumerate(rows)}
     changes = data[(data["source"] == "measured") & (data["quantity"] == "mAP")]
     told = ", ".join(f"{row.method} {row.MobileNetV3 / row.ResNet18 - 1:+.0%}" for row in changes.itertuples())
-    told, size = f"Measured change in mAP: {told}.", (13, 0.55 * len(places) + 2)
-    figure, axes = new_figure(1, len(quantities), size, title, told, sharey=True)
+    size = (13, 0.55 * len(places) + 2)
+    figure, axes = new_figure(1, len(quantities), size, title, f"Measured change in mAP: {told}.", sharey=True)
     for axis, quantity in zip(axes[0], quantities, strict=True):
         part = data[data["quantity"] == quantity]
         for row in part.itertuples():
@@ -364,12 +359,10 @@ def ablation(data: pd.DataFrame, title: str) -> Figure:
     names = [f"{others.get(row.first, '')}minus {row.second}" for row in rows.itertuples()]
     axis.set_yticks(range(len(rows)), names)
     axis.set(xlabel="difference in mAP (right of zero: HAMLET in full is better)", ylim=(-0.7, len(rows) - 0.3))
-    handles = [
-        Line2D([], [], color="#0072B2", lw=3.5, label="95% over queries (and seeds)"),
-        Line2D([], [], color="#0072B2", lw=1, label="95% over classes (and seeds)"),
-    ]
-    dot = {"marker": "o", "mfc": "#0072B2", "mec": "black"}
-    handles.append(Line2D([], [], color="none", label="Holm p < 0.05 and the interval clear of 0 (else open)", **dot))
+    wide = {"queries": 3.5, "classes": 1}
+    handles = [Line2D([], [], color="#0072B2", lw=lw, label=f"95% over {of} (and seeds)") for of, lw in wide.items()]
+    told = "Holm p < 0.05 and the interval clear of 0 (else open)"
+    handles.append(Line2D([], [], color="none", marker="o", mfc="#0072B2", mec="black", label=told))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -387,8 +380,7 @@ def captions_quality(data: pd.DataFrame, title: str) -> Figure:
         for place, (value, ends) in enumerate(zip(values[name], data[f"{name} by seed"], strict=True)):
             if ends:
                 axis.plot([float(end) for end in ends.split(" to ")], [place] * 2, color="#0072B2")
-            text = "none" if pd.isna(value) else f"{value:.3f}"
-            axis.annotate(text, (1.03, place), xycoords=EDGE, va="center")
+            axis.annotate(fixed([value], 3)[0] or "none", (1.03, place), xycoords=EDGE, va="center")
         axis.set_xlabel(label if len(data) else f"{label}: nothing measured yet")
         axis.margins(x=0.1)
         axis.xaxis.set_major_locator(MaxNLocator(4))
@@ -412,12 +404,12 @@ def search_tradeoff(data: pd.DataFrame) -> Figure:
             axis.plot(x, y, "-", color=colour, marker=marker, mec="black", mew=0.6, lw=1.2, label=label)
             offset, ha, va = ((3, 3), "left", "bottom") if kind == "hnsw" else ((-4, -4), "right", "top")
             text = {"textcoords": "offset points", "fontsize": 8, "path_effects": HALO, "ha": ha, "va": va}
-            for *place, value in zip(x, y, rows["value"], strict=True):
-                axis.annotate("" if pd.isna(value) else f"{value:.0f}", place, offset, **text)
-        axis.set(xscale="log", title=f"{size:,} vectors", xlabel="queries per second")
-        axis.set(ylim=(0, 1.12), yticks=np.linspace(0, 1, 6))
-        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
+            for *place, value in zip(x, y, fixed(rows["value"], 0), strict=True):
+                axis.annotate(value, place, offset, **text)
+        axis.set(xscale="log", title=f"{size:,} vectors", xlabel="queries per second", ylim=(0, 1.12))
+        axis.set_yticks(np.linspace(0, 1, 6))
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.xaxis.set_minor_formatter("")
         axis.legend(loc="lower left", fontsize=8, frameon=False)
     axes[0, 0].set_ylabel("recall@10 against the exact search")
     figure.suptitle(f"{title}\nnumbers: cells visited (ivfpq), candidates kept (hnsw)")

@@ -96,17 +96,15 @@ def ablation(table: pd.DataFrame) -> list[str]:
     """From `claims.comparisons` with ``ablation``: what each part is worth; text counts over the shuffled control."""
     said = []
     for row in table.dropna(subset="difference").itertuples():
-        word = "above" if row.difference > 0 else "below"
-        told = f"{abs(row.difference):.4f} mAP {word} {row.second} ({sure(row, row.p_holm, 'Holm p')})"
-        said.append(f"{row.first} lies {told}.")
+        word, how = "above" if row.difference > 0 else "below", sure(row, row.p_holm, "Holm p")
+        said.append(f"{row.first} lies {abs(row.difference):.4f} mAP {word} {row.second} ({how}).")
     return said or ["No run of the ablation is stored yet, so nothing can be said."]
 
 
 def language(table: pd.DataFrame) -> list[str]:
     """From `claims.language`: what true sentences add to shuffled ones, by class and by family."""
-    what = {"mAP": "mAP, where one class alone is right"}
+    what, said = {"mAP": "mAP, where one class alone is right"}, []
     what["HAP"] = "hierarchical AP, where one of its family is half right"
-    said = []
     for row in table.dropna(subset="difference").itertuples():
         told = "untested, since single queries were not kept" if pd.isna(row.p) else sure(row, row.p, "p")
         said.append(f"Over shuffled captions, true ones are worth {row.difference:+.4f} {what[row.metric]} ({told}).")

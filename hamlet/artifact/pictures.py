@@ -131,9 +131,8 @@ def retrieval_gallery(data: pd.DataFrame, images: dict[str, np.ndarray], title: 
 
 def contact_sheet(data: pd.DataFrame, images: dict[str, np.ndarray], title: str) -> Figure:
     """An image of each class from `contact_data`, eight in a row, its name below."""
-    rows, across = -(-len(data) // 8), 8
-    told = f"Photographs of {len(data)} classes: {', '.join(data['class'])}."
-    figure, axes = new_figure(rows, across, (1.6 * across, 2.0 * rows + 0.5), title, told)
+    rows, told = -(-len(data) // 8), f"Photographs of {len(data)} classes: {', '.join(data['class'])}."
+    figure, axes = new_figure(rows, 8, (12.8, 2.0 * rows + 0.5), title, told)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, row in zip(axes.flat, data.to_dict("records"), strict=False):

@@ -34,8 +34,7 @@ def standing(folders: list[Path]) -> str:
         if (bare := f"{best} (no text)") in means:
             sentence += f"; text changes it by {means[best] - means[bare]:+.4f}"
         if len(others := means[~own & ~ranked]):
-            where = "below" if others.max() < means[best] else "above"
-            other = others.idxmax()
+            where, other = "below" if others.max() < means[best] else "above", others.idxmax()
             sentence += f"; the best control, {other}, lies {where} it: {rows.at[other, 'told']}"
         file = folder.parents[1] / "ablation" / folder.name / "table3_ablation.csv"
         if file.is_file():

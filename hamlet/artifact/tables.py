@@ -306,10 +306,10 @@ def words_table(results: pd.DataFrame) -> pd.DataFrame:
     """Table 4: search by words of every run that was trained with a text tower, a row for each protocol and direction,
     means over seeds; "ceiling" searches captions by captions in the teacher's own space."""
     rows = [
-        {"Model": row.label, "Protocol": protocol, "Direction": direction.replace("_", " "), **metrics}
+        {"Model": row.label, "Protocol": protocol, "Direction": way.replace("_", " "), **metrics}
         for row in results.itertuples()
-        for protocol, directions in words_of(row.result).items()
-        for direction, metrics in directions.items()
+        for protocol, ways in words_of(row.result).items()
+        for way, metrics in ways.items()
     ]
     keys = ["Model", "Protocol", "Direction"]
     if not rows:
@@ -338,15 +338,12 @@ def text_table(results: pd.DataFrame) -> pd.DataFrame:
     """
     kept = results[results["model"].str.startswith("hamlet")]
     kept = kept[kept["model"].isin(kept["model"].mode()[:1])]
-    rows = []
-    for result in kept["result"]:
-        spoken = words_of(result).get("default", {}).get("text_to_image", {})
-        graded = result["metrics"].get("hierarchical", {}).get("HAP")
-        rows.append([graded, spoken.get("R@1"), spoken.get("mAP")])
-    measured = pd.DataFrame(rows, kept.index, ["HAP", "Words R@1", "Words mAP"], dtype=float)
+    spoken = [words_of(result).get("default", {}).get("text_to_image", {}) for result in kept["result"]]
+    measured = pd.DataFrame(spoken, kept.index, ["R@1", "mAP"], dtype=float).add_prefix("Words ")
+    graded = [result["metrics"].get("hierarchical", {}).get("HAP") for result in kept["result"]]
+    measured.insert(0, "HAP", pd.array(graded, dtype=float))
     texts = kept["variant"].map(lambda variant: TEXTS.get(variant, variant.replace("_", " ")))
-    order = [*TEXTS.values(), *sorted(set(texts) - {*TEXTS.values()})]
-    order = [name for name in order if name in set(texts)]
+    order = [name for name in dict.fromkeys([*TEXTS.values(), *sorted(texts)]) if name in set(texts)]
     groups = kept[ACCURACY].join(measured).groupby(texts)
     means, low, high = (rounded(of.reindex(order)) for of in (groups.mean(), groups.min(), groups.max()))
     cells = {"Text": order, **{m: fixed(means[m], 4) for m in means}}
