@@ -45,6 +45,11 @@ CHECKPOINT = 30.0  # seconds of describing that a stop may cost,
 SAVING = 0.05  # or more, where saving would take a larger share of the time
 
 
+def _known(kind: str) -> None:
+    if kind not in KINDS:
+        raise HamletError(f"unknown kind of index {kind!r}; valid: {', '.join(KINDS)}")
+
+
 def choose_kind(count: int, dimension: int) -> tuple[str, str]:
     """Kind of index for ``count`` descriptors of ``dimension`` values, and why."""
     size = 4 * count * dimension
@@ -133,8 +138,7 @@ class Index:
     def __init__(
         self, kind: str = "flat", dimension: int = 512, about: dict | None = None, probes: int = 64, effort: int = 128
     ):
-        if kind not in KINDS:
-            raise HamletError(f"unknown kind of index {kind!r}; valid: {', '.join(KINDS)}")
+        _known(kind)
         self.kind, self.dimension, self.about = kind, whole_number("dimension", dimension), dict(about or {})
         self.probes, self.effort = whole_number("probes", probes), whole_number("effort", effort)
         self.items: dict[str, tuple[int, str]] = {}
@@ -312,6 +316,7 @@ class Index:
         folder: where the index is saved, also on the way. kind: one of KINDS, by default by size. options: batch_size,
         progress.
         """
+        _known(kind or self.kind)
         home = self.about.get("root")
         root = Path(root or home).resolve()
         if home and Path(home).is_dir() and root != Path(home):

@@ -32,6 +32,11 @@ WORDS = """<form method="get"><label>Words: <input name="words" required maxleng
 <button>Search by words</button></form>"""
 
 
+def number(text: str) -> int:
+    """The number that a text holds; -1 for what is none, or longer than any that is used here."""
+    return int(text) if text.isdecimal() and len(text) < 19 else -1
+
+
 class Live:
     """The application's state: an index that is read again when it changes, and its model."""
 
@@ -41,8 +46,8 @@ class Live:
 
     def current(self) -> Index:
         if version(self.folder / FILE) != self.index.version:
-            self.index = Index.load(self.folder)
-            self.encoder = self.index.encoder()
+            index = Index.load(self.folder)
+            self.index, self.encoder = index, index.encoder()  # together: others ask meanwhile
         return self.index
 
     def answer(self, heading: str, query: str | bytes | Path) -> HTMLResponse:
@@ -64,13 +69,12 @@ class Live:
         if words := request.query_params.get("words"):
             return self.answer(page.as_read(self.encoder, words), words)
         if chosen := request.query_params.get("photo"):
-            path = self.current().photo(int(chosen) if chosen.isdecimal() else -1)
+            path = self.current().photo(number(chosen))
             return self.answer(path.name, path)
         return self.html()
 
     async def upload(self, request: Request) -> HTMLResponse:
-        length = request.headers.get("content-length", "")
-        if not length.isdecimal() or int(length) > UPLOAD:
+        if not 0 <= number(request.headers.get("content-length", "")) <= UPLOAD:
             return self.html(error=f"a photo of at most {UPLOAD >> 20} MB, please", status=413)
         async with request.form(max_files=1, max_fields=1) as form:
             photo = form.get("photo")
@@ -80,7 +84,7 @@ class Live:
         return await run_in_threadpool(self.answer, photo.filename or "photo", content)
 
     def photo(self, request: Request) -> Response:
-        index, item = self.current(), request.path_params["item"]
+        index, item = self.current(), number(request.path_params["item"])
         if item not in index.paths:
             return Response("no such photo", 404)
         return Response(page.thumbnail(index.photo(item)), media_type="image/jpeg")
@@ -89,7 +93,7 @@ class Live:
 def application(folder: str | Path, hosts: list[str] | None = None) -> Starlette:
     """The web application of an index. hosts: names a browser may call it by (against rebinding), default loopback."""
     live = Live(Path(folder))
-    upload, photo = Route("/", live.upload, methods=["POST"]), Route("/photo/{item:int}", live.photo)
+    upload, photo = Route("/", live.upload, methods=["POST"]), Route("/photo/{item}", live.photo)
     known = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts or HERE)]
     return Starlette(False, [Route("/", live.home), upload, photo], known, {HamletError: live.refused})
 

@@ -130,6 +130,7 @@ BAD = {
     "k": (lambda i: i.query(unit_rows(1), 0), "k: expected a whole number"),
     "k2": (lambda i: i.query(unit_rows(1), 2.5), "k: expected a whole number"),
     "kind": (lambda i: Index("tree"), "valid: flat, hnsw, ivfpq"),
+    "other kind": (lambda i: i.update(root=".", kind="tree"), "unknown kind .* valid: flat, hnsw, ivfpq"),
     "dimension": (lambda i: Index("flat", -1), "dimension: expected"),
     "effort": (lambda i: Index("hnsw", 8, effort=0), "effort: expected"),
     "probes": (lambda i: Index("ivfpq", 8, probes=True), "probes: expected"),

@@ -101,6 +101,7 @@ def test_a_photo_a_word_and_a_result_are_searched(client, photos):
     [
         "/photo/99",
         "/photo/-1",
+        f"/photo/{'9' * 5000}",
         "/photo/../../etc/passwd",
         "/photo/%2e%2e%2fetc%2fpasswd",
         "/photo//etc/passwd",
@@ -111,6 +112,12 @@ def test_a_photo_a_word_and_a_result_are_searched(client, photos):
 def test_no_path_but_the_photos_is_served(client, path):
     answer = client.get(path)
     assert answer.status_code == 404 and b"root:" not in answer.content
+
+
+@pytest.mark.parametrize("chosen", ["99", "-1", "x", "9" * 5000])
+def test_more_like_a_photo_that_is_not_there_is_refused(client, chosen):
+    answer = client.get("/", params={"photo": chosen})
+    assert answer.status_code == 400 and 'role="alert"' in answer.text
 
 
 def test_a_photo_that_became_a_link_elsewhere_is_not_given_away(client, index, tmp_path):
