@@ -115,6 +115,6 @@ def compare(weights: dict[str, Path], images: torch.Tensor, device: str = "cpu")
         rows[name] = {"parameters": count_parameters(model), "macs": multiply_adds(model, images[:16])}
         rows[name] |= {"descriptor_bytes": model.descriptor_bytes}
         for cost, values in (("latency_ms", spent[name]), ("memory_mb", memory[name])):
-            found = [None] * 3 if values[0] is None else np.percentile(values, [50, 25, 75]).tolist()
+            found = [None] * 3 if None in list(values) else np.percentile(values, [50, 25, 75]).tolist()
             rows[name] |= dict(zip((cost, f"{cost}_q25", f"{cost}_q75"), found, strict=True))
     return rows

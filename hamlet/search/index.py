@@ -316,7 +316,7 @@ class Index:
         folder: where the index is saved, also on the way. kind: one of KINDS, by default by size. options: batch_size,
         progress.
         """
-        _known(kind or self.kind)
+        _known(kind or "flat")
         home = self.about.get("root")
         root = Path(root or home).resolve()
         if home and Path(home).is_dir() and root != Path(home):
