@@ -356,8 +356,8 @@ def make(run: Run, data_root: str = "", overrides: dict | None = None, output: s
             execute("01_train_evaluate", work / "executed.ipynb", asked)
         if not (work / "result.json").is_file():
             raise HamletError(f"{run}: the notebook ended without a result; see {work / 'executed.ipynb'}")
-        # the latter of killed processes
-        for rest in [stamp, *work.glob("checkpoint*"), *work.glob(".*.partial*")]:
+        # the latter two of killed processes: our own writing and that of safetensors
+        for rest in [stamp, *work.glob("checkpoint*"), *work.glob(".*.partial*"), *work.glob(".tmp*")]:
             rest.unlink(missing_ok=True)
         if target.is_dir():
             target.rmdir()  # empty, or _there would have said so
